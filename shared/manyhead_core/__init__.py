@@ -1,0 +1,1 @@
+"""What every app of manyhead stands on: attention, training, evaluation, weights, command line."""

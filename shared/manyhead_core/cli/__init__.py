@@ -1,0 +1,1 @@
+"""The command line: dispatch, parsers, and what a run prints."""

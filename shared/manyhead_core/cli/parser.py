@@ -1,0 +1,83 @@
+"""Parsers whose errors are one line with a remedy."""
+
+from __future__ import annotations
+
+import re
+from difflib import get_close_matches
+from typing import Any, NoReturn
+
+from jsonargparse import ArgumentParser
+
+from manyhead_core.cli import console
+from manyhead_core.errors import UserError
+
+
+class OneLineErrors:
+    """Mix-in for jsonargparse parsers: a mistake costs one line on stderr and exit code 2."""
+
+    prog: str
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Report a mistake of the user.
+
+        Args:
+            message: What the parser has to say, often over several lines.
+            ex: What it was raised from.
+
+        Raises:
+            SystemExit: Always, with code 2.
+        """
+        parser = getattr(ex, "subcommand_parser", None) or self
+        program = program_name(parser.prog)
+        console.error(f"{program}: {shorten(message, _cause(ex), _options(parser))}")
+        raise SystemExit(2)
+
+
+class CommandParser(OneLineErrors, ArgumentParser):  # type: ignore[misc]
+    """Parser of a command that is a plain function."""
+
+
+def program_name(prog: str) -> str:
+    """`prog` without the placeholder that sub-command parsers carry."""
+    return prog.replace(" [options]", "")
+
+
+def shorten(message: str, cause: BaseException | None, options: list[str]) -> str:
+    """The one line that a parser message comes down to.
+
+    Args:
+        message: Message of jsonargparse.
+        cause: First exception of the chain; a mistake named by our own code is the message.
+        options: Long options of the parser, for the nearest match.
+    """
+    key = re.search(r"""(?:[Pp]arser key|[Pp]roblem with given|[Kk]ey) ["']([\w.-]+)["']""", message)
+    if isinstance(cause, UserError):
+        return str(cause)
+    unknown = re.search(r"[Uu]nrecognized arguments?: (.+?)(?:\.|$|\s*Did you mean)", message)
+    if unknown:
+        return _unknown_option(unknown[1].strip(), options)
+    lines = [line.strip(" -") for line in message.splitlines() if line.strip(" -")]
+    lines = [line for line in lines if not re.match(r"(Does not validate|Problem.*:$)", line)]
+    text = " ".join(" ".join(lines).split())
+    text = re.sub(r"""[Pp]arser key ["']([\w.-]+)["']:?\s*""", r"\1: ", text)
+    text = re.sub(r"""Validation failed: """, "", text)
+    if key and key[1] not in text:
+        text = f"{key[1]}: {text}"
+    return text
+
+
+def _unknown_option(arguments: str, options: list[str]) -> str:
+    first = arguments.split()[0].split("=")[0]
+    near = get_close_matches(first, options, n=1)
+    hint = f"did you mean {near[0]}?" if near else "see --help"
+    return f"unknown option {first}; {hint}"
+
+
+def _cause(ex: BaseException | None) -> BaseException | None:
+    while ex is not None and not isinstance(ex, UserError):
+        ex = ex.__cause__ or ex.__context__
+    return ex
+
+
+def _options(parser: Any) -> list[str]:
+    return [option for action in parser._actions for option in action.option_strings]

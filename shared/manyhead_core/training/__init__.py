@@ -1,0 +1,1 @@
+"""What the training of every app shares: task base, run folder, resume, progress."""

@@ -1,0 +1,82 @@
+"""Which checkpoints a run keeps: the best by the app's metric, and the last to resume from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """`best.ckpt`, by the metric that selects the model.
+
+    Args:
+        folder: Where the file goes.
+        monitor: Logged metric.
+        mode: Whether smaller or larger is better.
+    """
+
+    def __init__(self, folder: Path, monitor: str, mode: Literal["min", "max"]) -> None:
+        super().__init__(
+            dirpath=folder,
+            filename="best",
+            monitor=monitor,
+            mode=mode,
+            auto_insert_metric_name=False,
+            enable_version_counter=False,
+        )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from the best so far, also when the run folder has moved."""
+        before, now = state_dict["dirpath"], str(self.dirpath)
+
+        def moved(path: str) -> str:
+            return path.replace(str(before), now, 1)
+
+        paths = ("best_model_path", "kth_best_model_path", "last_model_path")
+        scores = {moved(path): score for path, score in state_dict["best_k_models"].items()}
+        super().load_state_dict(
+            state_dict
+            | {name: moved(state_dict[name]) for name in paths}
+            | {"dirpath": self.dirpath, "best_k_models": scores}
+        )
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """`last.ckpt` after every epoch and every so many optimiser steps within one.
+
+    `ModelCheckpoint(save_last=True)` writes the last one only when the best one is written.
+
+    Args:
+        folder: Where the file goes.
+        every_n_steps: Optimiser steps between two files within an epoch; 0 for none.
+    """
+
+    def __init__(self, folder: Path, every_n_steps: int) -> None:
+        super().__init__(
+            dirpath=folder,
+            filename="last",
+            every_n_epochs=1,
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
+        )
+        self.every_n_steps = every_n_steps
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing to take over: there is one file, and it was just read."""
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Save within the epoch; its last batch is left to the end of the epoch."""
+        due = self.every_n_steps > 0 and trainer.global_step % self.every_n_steps == 0
+        last_batch = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        if due and not last_batch and not self._should_skip_saving_checkpoint(trainer):
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))

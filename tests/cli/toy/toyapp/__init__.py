@@ -1,0 +1,1 @@
+"""A three-feature logistic regression: the smallest app that the command line can train."""

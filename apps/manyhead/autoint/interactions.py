@@ -180,7 +180,12 @@ def _mixed_difference(
 def _take(rows: Rows, part: slice) -> Rows:
     lists = tuple((index[part], value[part]) for index, value in rows.lists)
     return Rows(
-        rows.index[part], rows.value[part], lists, rows.label[part], rows.row[part], rows.group[part]
+        rows.index[part],
+        rows.value[part],
+        lists,
+        rows.label[part],
+        rows.row[part],
+        rows.group[part],
     )
 
 

@@ -10,14 +10,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from torchmetrics import MeanMetric
 from torchmetrics.classification import BinaryAUROC
 
-from manyhead.autoint.baselines import (
-    FactorisationMachine,
-    FactorisationMachineConfig,
-    LogisticRegression,
-    LogisticRegressionConfig,
-    MLP,
-    MLPConfig,
-)
+from manyhead.autoint.baselines import MLP, BaselineConfig, FactorisationMachine, LogisticRegression
 from manyhead.autoint.model import AutoInt, AutoIntConfig
 from manyhead.autoint.rows import Rows
 from manyhead_core.training.optimiser import build_optimiser
@@ -34,15 +27,10 @@ def build_network(network: Network, net: AutoIntConfig) -> nn.Module:
         network: `autoint` (with a tower: AutoInt+), `lr`, `fm` or `mlp`.
         net: Sizes; a baseline takes from it what it has a use for.
     """
-    sizes = {"num_features": net.num_features, "num_fields": net.num_fields}
-    if network == "lr":
-        return LogisticRegression(LogisticRegressionConfig(**sizes))
-    if network == "fm":
-        return FactorisationMachine(FactorisationMachineConfig(**sizes, dim=net.dim))
-    if network == "mlp":
-        hidden = net.tower or (400, 400)
-        return MLP(MLPConfig(**sizes, dim=net.dim, hidden=hidden, dropout=net.tower_dropout))
-    return AutoInt(net)
+    if network == "autoint":
+        return AutoInt(net)
+    kinds = {"lr": LogisticRegression, "fm": FactorisationMachine, "mlp": MLP}
+    return kinds[network](BaselineConfig.like(net))
 
 
 class AutoIntTask(Task[nn.Module]):
@@ -83,12 +71,13 @@ class AutoIntTask(Task[nn.Module]):
             "compile": compile,
         }
         super().__init__(build_network(network, net), options)
-        self._forward = torch.compile(self.net) if compile else self.net
+        if compile:
+            self.net.compile()  # in place: the names of the weights stay
         self.val_loss, self.val_auroc = MeanMetric(), BinaryAUROC(thresholds=None)
 
     def forward(self, rows: Rows) -> Tensor:
         """`(batch,)` logits of one batch, in float32."""
-        output: Tensor = self._forward(rows.index, rows.value, rows.lists).logits
+        output: Tensor = self.net(rows.index, rows.value, rows.lists).logits
         return output.float()
 
     def training_step(self, rows: Rows, batch_index: int) -> Tensor:
@@ -119,7 +108,7 @@ class AutoIntTask(Task[nn.Module]):
         self.record(**self._columns(rows, self(rows).double().sigmoid()))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """L2 terms are coupled weight decay on their own parameters: the same gradient, no graph."""
+        """L2 terms are coupled weight decay: the same gradient, without a graph."""
         decay = {"embedding": self.hparams["embedding_l2"], "tower": self.hparams["tower_l2"]}
         return build_optimiser(self.hparams["optimizer"], self.net, self.hparams["lr"], decay)
 

@@ -59,7 +59,7 @@ def _parser(
     hints = get_type_hints(function)
     for parameter in positional:
         _add_positional(parser, parameter, hints[parameter.name], helps.get(parameter.name))
-    skipped = {name for name in INJECTED} | {p.name for p in positional}
+    skipped: set[str | int] = {*INJECTED, *(p.name for p in positional)}
     parser.add_function_arguments(function, as_group=False, skip=skipped)
     return parser
 

@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import logging
-import signal
-import threading
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,15 +12,18 @@ from jsonargparse import Namespace
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from pytorch_lightning.plugins.io import CheckpointIO
 from pytorch_lightning.utilities.seed import isolate_rng
 
 from manyhead_core.app import App
 from manyhead_core.cli import checkpoint, console
 from manyhead_core.cli.arguments import Arguments, expand, without
 from manyhead_core.cli.parser import CommandParser, OneLineErrors
+from manyhead_core.cli.process import surroundings
 from manyhead_core.errors import ConfigError, WeightsError
 from manyhead_core.training import run_folder
-from manyhead_core.training.checkpoints import BestCheckpoint, LastCheckpoint
+from manyhead_core.training.checkpoints import AtomicFiles, BestCheckpoint, LastCheckpoint
+from manyhead_core.training.finite import FiniteLoss
 from manyhead_core.training.flags_win import FlagsWin
 from manyhead_core.training.progress import progress_callback
 from manyhead_core.training.random_state import RandomState
@@ -35,15 +33,9 @@ TRAINER_DEFAULTS = {
     "deterministic": "warn",
     "log_every_n_steps": 10,
     "enable_model_summary": False,
+    # Lightning's own default is 1000 epochs and a warning.
+    "max_epochs": 10,
 }
-# Lightning's advice that does not hold here; everything else is shown.
-SILENCED = (
-    ".*exists and is not empty.*",  # a resumed run goes on in its folder
-    ".*does not have many workers.*",  # tables are drawn by index, without workers
-    ".*smaller than the logging interval.*",
-    r".*isinstance\(treespec, LeafSpec\).*",  # Lightning 2.6 on torch 2.13
-    ".*litlogger.*",
-)
 
 
 @dataclass
@@ -59,7 +51,7 @@ class EarlyStop:
     min_delta: float = 0.0
 
 
-class TrainingParser(OneLineErrors, LightningArgumentParser):  # type: ignore[misc]
+class TrainingParser(OneLineErrors, LightningArgumentParser):
     """LightningCLI's parser with one-line errors."""
 
 
@@ -72,7 +64,7 @@ class SaveConfig(SaveConfigCallback):
     """
 
     def __init__(self, *args: Any, folder: Path, **options: Any) -> None:
-        super().__init__(*args, save_to_log_dir=False, **options)
+        super().__init__(*args, **options | {"save_to_log_dir": False})
         self.folder = folder
 
     def save_config(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
@@ -155,12 +147,16 @@ class TrainingCLI(LightningCLI):
     @property
     def options(self) -> Namespace:
         """Settings of the command."""
-        return self.config[self.command]
+        options: Namespace = self.config[self.command]
+        return options
 
     def before_instantiate_classes(self) -> None:
         """Choose the run folder, once for both loggers."""
         path = self.arguments.checkpoint
         self.options.name = self.options.name or self.arguments.name
+        limits = self.arguments.given("trainer", files=True)
+        if {"max_steps", "max_time"} & limits and "max_epochs" not in limits:
+            self.options.trainer.max_epochs = -1
         if self.options.trainer.fast_dev_run:
             return
         self.folder = run_folder.owner(path) if path else None
@@ -178,7 +174,9 @@ class TrainingCLI(LightningCLI):
             self._fit_net_to_data()
         self.model = _build(self.model_class, options, "model")
         trainer = _build(Trainer, options, "trainer", instantiate=False)
-        self.config_init = Namespace({self.command: Namespace(vars(options) | {"trainer": trainer})})
+        self.config_init = Namespace(
+            {self.command: Namespace(vars(options) | {"trainer": trainer})}
+        )
         self.trainer = self.instantiate_trainer()
         self.model.results = self._results()
 
@@ -201,6 +199,7 @@ class TrainingCLI(LightningCLI):
         callbacks: list[Callback] = []
         if self.command == "fit":
             callbacks = self._fit_callbacks()
+            given["plugins"] = _with_atomic_files(given["plugins"])
             if given["logger"] in (None, True) and self.folder is not None:
                 given["logger"] = run_folder.loggers(self.folder)
             if not given["logger"]:
@@ -216,7 +215,7 @@ class TrainingCLI(LightningCLI):
 
     def _fit_callbacks(self) -> list[Callback]:
         options, app = self.options, self.app
-        callbacks: list[Callback] = [RandomState(), FlagsWin()]
+        callbacks: list[Callback] = [FiniteLoss(), RandomState(), FlagsWin()]
         if options.early_stopping is not None:
             stop = vars(options.early_stopping)
             callbacks.append(EarlyStopping(app.monitor, mode=app.mode, **stop))
@@ -280,7 +279,7 @@ def run_training(app: App, words: Sequence[str]) -> int:
     if command != "fit" and arguments.checkpoint is None and not {"-h", "--help"} & set(rest):
         raise ConfigError(f"{command}: no weights; pass --run FOLDER or --ckpt_path FILE")
     cli = TrainingCLI.__new__(TrainingCLI)
-    with _quiet_lightning(), _keep_signals():
+    with surroundings(f"manyhead {app.name}"):
         try:
             cli.__init__(app, command, arguments)  # type: ignore[misc]
         except KeyboardInterrupt as err:
@@ -307,6 +306,12 @@ def _resumable(cli: TrainingCLI) -> KeyboardInterrupt:
     return KeyboardInterrupt(f"resume with: manyhead {cli.app.name} fit --resume {folder}")
 
 
+def _with_atomic_files(plugins: Any) -> list[Any]:
+    listed = plugins if isinstance(plugins, list) else [plugins] if plugins else []
+    own = any(isinstance(plugin, CheckpointIO) for plugin in listed)
+    return listed if own else [*listed, AtomicFiles()]
+
+
 def _build(kind: Any, options: Namespace, group: str, *, instantiate: bool = True) -> Any:
     """Instantiate one group of the configuration."""
     parser = CommandParser()
@@ -314,34 +319,3 @@ def _build(kind: Any, options: Namespace, group: str, *, instantiate: bool = Tru
         kind, group, fail_untyped=False, sub_configs=True, instantiate=instantiate
     )
     return parser.instantiate_classes(Namespace({group: options[group]}))[group]
-
-
-@contextmanager
-def _quiet_lightning() -> Iterator[None]:
-    """Hide advertisements and advice that does not hold here."""
-    log = logging.getLogger("pytorch_lightning.utilities.rank_zero")
-    log.addFilter(_no_tips)
-    with warnings.catch_warnings():
-        for message in SILENCED:
-            warnings.filterwarnings("ignore", message)
-        try:
-            yield
-        finally:
-            log.removeFilter(_no_tips)
-
-
-def _no_tips(record: logging.LogRecord) -> bool:
-    return "Tip:" not in record.getMessage()
-
-
-@contextmanager
-def _keep_signals() -> Iterator[None]:
-    """Undo what Lightning leaves behind: after Ctrl-C it ignores the signal for good."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -79,7 +79,9 @@ def set_verbosity(argv: Sequence[str]) -> list[str]:
     logging.basicConfig(format="%(name)s: %(message)s")
     for name in ("manyhead", "manyhead_core", "pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(level)
-    console.set_quiet(level >= logging.ERROR)
+    # Of several processes of one run only the first one talks; errors come from all.
+    ranks = (os.environ.get(name, "0") for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+    console.set_quiet(level >= logging.ERROR or any(rank != "0" for rank in ranks))
     return [argument for argument in argv if argument not in LEVELS]
 
 

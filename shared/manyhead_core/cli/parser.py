@@ -33,7 +33,7 @@ class OneLineErrors:
         raise SystemExit(2)
 
 
-class CommandParser(OneLineErrors, ArgumentParser):  # type: ignore[misc]
+class CommandParser(OneLineErrors, ArgumentParser):
     """Parser of a command that is a plain function."""
 
 
@@ -50,7 +50,9 @@ def shorten(message: str, cause: BaseException | None, options: list[str]) -> st
         cause: First exception of the chain; a mistake named by our own code is the message.
         options: Long options of the parser, for the nearest match.
     """
-    key = re.search(r"""(?:[Pp]arser key|[Pp]roblem with given|[Kk]ey) ["']([\w.-]+)["']""", message)
+    key = re.search(
+        r"""(?:[Pp]arser key|[Pp]roblem with given|[Kk]ey) ["']([\w.-]+)["']""", message
+    )
     if isinstance(cause, UserError):
         return str(cause)
     unknown = re.search(r"[Uu]nrecognized arguments?: (.+?)(?:\.|$|\s*Did you mean)", message)

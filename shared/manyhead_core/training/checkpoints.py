@@ -2,11 +2,44 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+
+
+class AtomicFiles(TorchCheckpointIO):
+    """Checkpoint files that are whole or not there.
+
+    Lightning writes to the system's temporary folder and moves the file, which copies it when the
+    run folder lies on another disk: a kill then leaves half a checkpoint in place of a good one.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        """Write beside the file, then put it in its place in one step.
+
+        Args:
+            checkpoint: What to save.
+            path: Where.
+            storage_options: Passed to Lightning, which refuses them.
+        """
+        if storage_options is not None or "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_name(f".{path.name}.unfinished")
+        with unfinished.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
 
 
 class BestCheckpoint(ModelCheckpoint):

@@ -11,8 +11,17 @@ from pathlib import Path
 
 import torch
 
-PACKAGES = ("manyhead", "torch", "pytorch-lightning", "torchmetrics", "jsonargparse", "numpy")
-PACKAGES += ("pandas", "scikit-learn", "safetensors")
+PACKAGES = (
+    "manyhead",
+    "torch",
+    "pytorch-lightning",
+    "torchmetrics",
+    "jsonargparse",
+    "numpy",
+    "pandas",
+    "scikit-learn",
+    "safetensors",
+)
 
 
 def environment() -> dict[str, str]:

@@ -82,7 +82,7 @@ class Results:
 
 def completed(frame: pd.DataFrame) -> pd.DataFrame:
     """The table of predictions with the columns that a task may leave out, groups hashed."""
-    columns: dict[str, Any] = {name: frame[name] for name in frame}
+    columns: dict[str, Any] = {str(name): frame[name] for name in frame}
     columns.setdefault("id", range(len(frame)))
     columns.setdefault("site", "")
     columns.setdefault("status", "ok")

@@ -1,4 +1,4 @@
-"""The folder of a run, `runs/APP/CONFIG/N/`: its number, its loggers, what is written at the start."""
+"""The folder of a run, `runs/APP/CONFIG/N/`: its number, its loggers, its first files."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from lightning_utilities.core.rank_zero import rank_zero_only
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from manyhead_core.cli import console
 from manyhead_core.errors import UserError
@@ -29,7 +29,7 @@ def claim(root: Path, app: str, config: str) -> Path:
     while True:
         taken = [int(p.name) for p in parent.glob("*") if p.name.isdigit()]
         folder = parent / str(max(taken, default=-1) + 1)
-        if rank_zero_only.rank:
+        if global_rank():
             return folder
         try:
             folder.mkdir(parents=True)
@@ -40,6 +40,11 @@ def claim(root: Path, app: str, config: str) -> Path:
                 f"--runs: cannot write {folder}: {err.strerror}; choose another folder"
             ) from err
         return folder
+
+
+def global_rank() -> int:
+    """Number of this process among those of the run; known before the trainer is built."""
+    return int(getattr(rank_zero_only, "rank", 0) or 0)
 
 
 def owner(checkpoint: Path) -> Path | None:
@@ -79,7 +84,7 @@ class MetricsTable(CSVLogger):
     @property
     def experiment(self) -> Any:
         """Lightning's writer, started with the rows to keep."""
-        if self._experiment is None and rank_zero_only.rank == 0:
+        if self._experiment is None and global_rank() == 0:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", ".*exists and is not empty.*")
                 writer: Any = super().experiment
@@ -104,7 +109,7 @@ class RunFiles(Callback):
         lines = [f"{name}: {value}\n" for name, value in environment().items()]
         lines.append(f"run on: {trainer.strategy.root_device}, {trainer.world_size} process(es)\n")
         (self.folder / "environment.txt").write_text("".join(lines), encoding="utf-8")
-        write_split = getattr(trainer.datamodule, "write_split", None)
+        write_split = getattr(getattr(trainer, "datamodule", None), "write_split", None)
         if write_split is not None:
             write_split(self.folder)
         numbers = sum(parameter.numel() for parameter in pl_module.parameters())

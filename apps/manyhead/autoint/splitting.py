@@ -1,0 +1,3 @@
+"""Which rows train, validate and test."""
+
+from __future__ import annotations

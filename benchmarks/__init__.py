@@ -1,0 +1,1 @@
+"""Speed and memory of the suite, measured against named baselines: `python -m benchmarks`."""

@@ -1,0 +1,35 @@
+"""One row per case: plain strings, so that `--list` imports nothing heavy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Case:
+    """A benchmark.
+
+    Args:
+        name: What the user types; the results file begins with it.
+        summary: One line for `--list`.
+        devices: Where it makes sense.
+    """
+
+    name: str
+    summary: str
+    devices: tuple[str, ...] = ("cpu", "cuda")
+
+    @property
+    def function(self) -> str:
+        """Dotted path of the function that takes a `Setting` and gives an `Outcome`."""
+        return f"benchmarks.cases.{self.name}:run"
+
+
+CASES = (
+    Case("attention", "attend: automatic choice, eager and SDPA, with and without maps"),
+    Case("autoint_model", "AutoInt: kernels, compilation, optimisers and inference"),
+    Case("autoint_loader", "batches from an encoded store against a per-row DataLoader"),
+    Case("autoint_parquet", "encoded Parquet on one core against pandas", ("cpu",)),
+    Case("autoint_training", "training fed by the loader against batches held in memory"),
+    Case("autoint_memory", "peak memory of training on a large encoded Parquet file", ("cpu",)),
+)

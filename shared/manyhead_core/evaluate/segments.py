@@ -1,0 +1,72 @@
+"""Metrics by segment: one column `segment_<name>` of the predictions a question."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from manyhead_core.evaluate.calibration import log_loss
+from manyhead_core.evaluate.intervals import delong, delong_interval
+
+Array = NDArray[Any]
+
+PREFIX = "segment_"
+MAX_VALUES = 50
+RANKED_FROM = 20
+
+
+def segment_columns(frame: pd.DataFrame) -> list[str]:
+    """Names of the segment columns."""
+    return [name for name in frame if name.startswith(PREFIX)]
+
+
+def binary_segments(
+    frame: pd.DataFrame, labels: Array, scores: Array, units: Array | None
+) -> dict[str, list[dict[str, Any]]]:
+    """Size, area under the ROC curve, log loss and calibration of every segment value.
+
+    The interval of the area is DeLong's, clustered by group when there are groups. Segments under
+    20 rows, or of one class, have no interval.
+
+    Args:
+        frame: Table with the segment columns.
+        labels: 0 or 1, `(rows,)`.
+        scores: Probabilities, `(rows,)`.
+        units: Group of each row, or None.
+    """
+    found = {}
+    for column in segment_columns(frame):
+        values = frame[column].astype(str)
+        sizes = values.value_counts()
+        found[column.removeprefix(PREFIX)] = [
+            one_segment(name, labels[chosen], scores[chosen], None if units is None else units[chosen])
+            for name in sorted(sizes.index[:MAX_VALUES])
+            for chosen in [(values == name).to_numpy()]
+        ]
+    return found
+
+
+def one_segment(name: str, labels: Array, scores: Array, units: Array | None) -> dict[str, Any]:
+    """Metrics of the rows of one segment, as metrics.json has them."""
+    positives = int((labels > 0.5).sum())
+    entry: dict[str, Any] = {
+        "value": name,
+        "n": len(labels),
+        "positives": positives,
+        "groups": None if units is None else len(np.unique(units)),
+        "auroc": None,
+        "auroc_low": None,
+        "auroc_high": None,
+        "logloss": log_loss(labels, scores),
+        "calibration": float(scores.mean() / labels.mean()) if positives else None,
+    }
+    if 0 < positives < len(labels):
+        codes = None if units is None else np.unique(units, return_inverse=True)[1]
+        area = delong(labels, scores, codes)
+        entry["auroc"] = area.value
+        if len(labels) >= RANKED_FROM:
+            entry["auroc_low"], entry["auroc_high"] = delong_interval(area)
+    return entry

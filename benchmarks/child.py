@@ -6,14 +6,11 @@ import json
 import pkgutil
 import sys
 
-import torch
-
 from manyhead_core.cli import console
 
 
 def main(function: str, arguments: str) -> None:
     """Call `package.module:function` with the keyword arguments of a JSON object."""
-    torch.set_num_threads(torch.get_num_threads())
     console.result(json.dumps(pkgutil.resolve_name(function)(**json.loads(arguments))))
 
 

@@ -90,6 +90,15 @@ class Result:
             plain[name]["iqr"] = getattr(self, name).iqr
         return plain
 
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Result:
+        """The inverse of `to_dict`, for what another process has measured."""
+        spreads = {
+            name: Spread(*(plain[name][part] for part in ("median", "low", "high")))
+            for name in ("cost", "ratio")
+        }
+        return cls(**{**plain, **spreads})
+
 
 @dataclass(frozen=True)
 class Target:

@@ -55,11 +55,15 @@ class PeakMemory:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
+    def sample(self) -> None:
+        """Look once; the thread does it all the time."""
+        found = anonymous_bytes(self._process)
+        if found is not None:
+            self.peak = max(found, self.peak or 0)
+
     def _watch(self) -> None:
         while True:
-            found = anonymous_bytes(self._process)
-            if found is not None:
-                self.peak = max(found, self.peak or 0)
+            self.sample()
             if self._stop.wait(INTERVAL_SECONDS):
                 return
 

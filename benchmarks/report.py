@@ -121,6 +121,10 @@ def _extra(name: str, value: float) -> str:
     words = name.replace("_", " ")
     if words.endswith(" bytes"):
         return f"{words.removesuffix(' bytes')} {binary(value)}"
+    if words.endswith(" seconds"):
+        return f"{words.removesuffix(' seconds')} {scaled(value, 's')}"
+    if words.startswith("share "):
+        return f"{words.removeprefix('share of ')} {value:.2%}"
     return f"{words} {scaled(value, '')}"
 
 

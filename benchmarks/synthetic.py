@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
+from manyhead.autoint.parquet import EncodedField, EncodedFields
 from manyhead.autoint.rows import Rows
+from manyhead.autoint.store import Block, Layout, Store, StoreWriter
 
 FIELDS, NUMBERS = 39, 13
 POSITIVES = 0.25
@@ -56,6 +61,57 @@ def table(
     index[:, numbers:] = np.minimum((skewed * per_field).astype(np.int32), per_field - 1) + starts
     label = (generator.random(rows) < POSITIVES).astype(np.float32)
     return Table(index, value, label)
+
+
+def encoded_fields(features: int) -> EncodedFields:
+    """What the columns of a table are when it is written as encoded Parquet."""
+    per_field = (features - NUMBERS) // (FIELDS - NUMBERS)
+    numbers = [EncodedField(f"I{n + 1}", "number", n, 1) for n in range(NUMBERS)]
+    categories = [
+        EncodedField(f"C{n + 1}", "category", NUMBERS + n * per_field, per_field)
+        for n in range(FIELDS - NUMBERS)
+    ]
+    return EncodedFields("label", numbers + categories, features)
+
+
+def block(drawn: Table, first_row: int = 0) -> Block:
+    """Rows as a store takes them."""
+    count = len(drawn.label)
+    rows = np.arange(first_row, first_row + count)
+    groups = np.full(count, -1, dtype=np.int64)
+    return Block(drawn.index, drawn.value, (), drawn.label, rows, groups)
+
+
+def write_store(path: Path, drawn: Table) -> Store:
+    """Write rows as a store of encoded rows and open it."""
+    with StoreWriter(path, Layout(drawn.index.shape[1])) as writer:
+        writer.append(block(drawn))
+    return Store(path)
+
+
+def write_parquet(path: Path, rows: int, features: int, size: int = 2**18) -> None:
+    """Write encoded Parquet as other tools do: a column per field, and no other but the label.
+
+    Args:
+        path: File to write.
+        rows: Number of rows.
+        features: Ids of all fields together.
+        size: Rows of a row group; no more are in memory at a time.
+    """
+    fields = encoded_fields(features)
+    kinds = {"number": pa.float32(), "category": pa.int32()}
+    schema = pa.schema([(f.name, kinds[f.kind]) for f in fields.fields] + [("label", pa.int8())])
+    with pq.ParquetWriter(path, schema) as writer:
+        for drawn in chunks(rows, features, size):
+            columns = [
+                drawn.value[:, place]
+                if field.kind == "number"
+                else drawn.index[:, place] - np.int32(field.offset)
+                for place, field in enumerate(fields.fields)
+            ]
+            arrays = [pa.array(column) for column in columns]
+            arrays.append(pa.array(drawn.label.astype(np.int8)))
+            writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
 
 
 def chunks(rows: int, features: int, size: int) -> Iterator[Table]:

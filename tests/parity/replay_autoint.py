@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 
 import torch
+from comparison import Reference, shaped_like
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from comparison import Reference, shaped_like
 from manyhead.autoint import AutoInt, AutoIntConfig
 from manyhead.autoint.checkpoint import from_official, to_official
 from manyhead_core.training.optimiser import build_optimiser

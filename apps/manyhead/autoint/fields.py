@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
@@ -116,6 +116,11 @@ class Schema:
                 f"schema.fields: the label column {self.label!r} is also a field; drop the field"
             )
         self._check_shares()
+        buckets = {f.name: f.num_buckets for f in self.fields}
+        shared = [
+            replace(f, num_buckets=buckets[f.shares]) if f.shares else f for f in self.fields
+        ]
+        object.__setattr__(self, "fields", tuple(shared))
 
     @property
     def single(self) -> tuple[Field, ...]:

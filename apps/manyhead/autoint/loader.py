@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +26,7 @@ class RowLoader:
     neither on the device nor on the number of processes: each global batch of
     `batch_size * world_size` rows is cut into one contiguous slice a process.
 
+    Batches are views of a window; they may be kept, at the price of the window's memory.
     Iterating goes on where the last iteration stopped, which is how a resumed run meets exactly
     the batches it would have met; without shuffling it always starts with the first row.
 
@@ -66,7 +69,7 @@ class RowLoader:
         self.store, self.batch_size, self.shuffle, self.seed = store, batch_size, shuffle, seed
         self.window_blocks = max(1, window_rows // store.block_rows)
         self.rank, self.world_size, self.drop_last = rank, world_size, drop_last
-        self.device, self.pin_memory = device, pin_memory
+        self.device = device
         self.epoch = self.position = 0
         self._resident: list[Tensor] | None = None
         if not len(self):
@@ -74,6 +77,7 @@ class RowLoader:
                 f"data.batch_size: {batch_size} rows x {world_size} process(es) are more than the "
                 f"{len(store)} rows of {store.path.stem}; choose a smaller batch"
             )
+        self._buffers = _Buffers(columns(store.block(0)), pin_memory)
 
     def __len__(self) -> int:
         rows, batch = len(self.store), self.batch_size * self.world_size
@@ -117,7 +121,7 @@ class RowLoader:
         number = int(np.searchsorted(starts, first, side="right")) - 1
         plans = [(int(starts[i]), groups[i], i) for i in range(number, len(groups))]
         if self.device is None and not self.shuffle:
-            yield from (_Window(start, self._views(group)) for start, group, _ in plans)
+            yield from (self._views(start, group) for start, group, _ in plans)
         elif self.device is not None or len(groups) == 1:
             self._load()
             yield from (self._from_memory(*plan) for plan in plans)
@@ -132,7 +136,7 @@ class RowLoader:
     def _random(self, *what: int) -> np.random.Generator:
         return np.random.default_rng([self.seed % 2**32, self.epoch, *what])
 
-    def _order(self, blocks: Array, window: int) -> Array:
+    def _places(self, blocks: Array, window: int) -> Array:
         """Place in the window of each of its rows."""
         size = sum(self.store.block_size(int(block)) for block in blocks)
         return self._random(1, window).permutation(size)
@@ -149,25 +153,20 @@ class RowLoader:
                 yield coming.result()
 
     def _permuted(self, start: int, blocks: Array, number: int) -> _Window:
-        """A window in its final order, so that its batches are views."""
-        order = torch.from_numpy(self._order(blocks, number))
-        parts = [
-            torch.empty(
-                (len(order), *column.shape[1:]), dtype=column.dtype, pin_memory=self.pin_memory
-            )
-            for column in columns(self.store.block(0))
-        ]
+        """A window in its final order, built from the file."""
+        places = torch.from_numpy(self._places(blocks, number))
+        parts = self._buffers.take(len(places))
         done = 0
         for block in blocks:
             rows = columns(self.store.block(int(block)))
-            places = order[done : done + len(rows[0])]
+            here = places[done : done + len(rows[0])]
             for part, column in zip(parts, rows, strict=True):
-                part.index_copy_(0, places, column)
-            done += len(places)
+                part.index_copy_(0, here, column)
+            done += len(here)
         return _Window(start, parts)
 
-    def _views(self, blocks: Array) -> list[Tensor]:
-        return columns(self.store.block(int(blocks[0])))
+    def _views(self, start: int, blocks: Array) -> _Window:
+        return _Window(start, columns(self.store.block(int(blocks[0]))))
 
     def _load(self) -> None:
         """Copy all rows to memory, once for all epochs."""
@@ -177,6 +176,7 @@ class RowLoader:
             self._resident = [part.to(self.device or "cpu") for part in joined]
 
     def _from_memory(self, start: int, blocks: Array, number: int) -> _Window:
+        """A window in its final order, gathered from resident rows."""
         assert self._resident is not None  # noqa: S101
         starts = blocks * self.store.block_rows
         ends = starts + [self.store.block_size(int(block)) for block in blocks]
@@ -184,24 +184,70 @@ class RowLoader:
             return _Window(start, [part[starts[0] : ends[-1]] for part in self._resident])
         rows = np.concatenate([np.arange(a, b) for a, b in zip(starts, ends, strict=True)])
         order = np.empty_like(rows)
-        order[self._order(blocks, number)] = rows
-        return _Window(start, self._resident, torch.from_numpy(order).to(self._resident[0].device))
+        order[self._places(blocks, number)] = rows
+        chosen = torch.from_numpy(order).to(self._resident[0].device)
+        if chosen.device.type != "cpu":
+            return _Window(start, [part.index_select(0, chosen) for part in self._resident])
+        parts = self._buffers.take(len(chosen))
+        for part, column in zip(parts, self._resident, strict=True):
+            torch.index_select(column, 0, chosen, out=part)
+        return _Window(start, parts)
 
 
-class _Window:
+class _Buffers:
+    """Memory for windows, used again once no batch looks at it any more.
+
+    Fresh memory has to be mapped page by page, which takes longer than filling it.
+
+    Args:
+        like: One tensor a column, of the right width and type.
+        pin_memory: Take page-locked memory, which torch itself keeps for the next use.
+    """
+
+    def __init__(self, like: list[Tensor], pin_memory: bool) -> None:
+        self._shapes = [(column.shape[1:], column.dtype) for column in like]
+        self._pin_memory = pin_memory
+        self._kept: list[list[Array]] = []
+
+    def take(self, rows: int) -> list[Tensor]:
+        """Uninitialised tensors of so many rows."""
+        if self._pin_memory:
+            return [
+                torch.empty((rows, *shape), dtype=dtype, pin_memory=True)
+                for shape, dtype in self._shapes
+            ]
+        kept = next((arrays for arrays in self._kept if _is_free(arrays, rows)), None)
+        if kept is None:
+            self._kept = [arrays for arrays in self._kept if not _is_free(arrays, 0)]
+            kept = [
+                torch.empty((rows, *shape), dtype=dtype).numpy() for shape, dtype in self._shapes
+            ]
+            self._kept.append(kept)
+        return [torch.from_numpy(array)[:rows] for array in kept]
+
+
+def _is_free(arrays: list[Array], rows: int) -> bool:
+    # References: the list, the argument of getrefcount. A tensor made from the array, and any
+    # view of it, would hold one more.
+    idle = all(sys.getrefcount(arrays[place]) <= 2 for place in range(len(arrays)))
+    return idle and len(arrays[0]) >= rows
+
+
+class _Window(NamedTuple):
     """Rows in the order of the epoch, from place `start` on."""
 
-    def __init__(self, start: int, parts: list[Tensor], order: Tensor | None = None) -> None:
-        self.start, self.parts, self.order = start, parts, order
-        self.end = start + len(parts[0] if order is None else order)
+    start: int
+    parts: list[Tensor]
+
+    @property
+    def end(self) -> int:
+        """Place after the last row."""
+        return self.start + len(self.parts[0])
 
     def rows(self, low: int, high: int) -> list[Tensor]:
-        """Rows of places `low` to `high`, as far as they lie in this window."""
+        """Rows of places `low` to `high`, as far as they lie in this window, as views."""
         low, high = max(low, self.start) - self.start, min(high, self.end) - self.start
-        if self.order is None:
-            return [part[low:high] for part in self.parts]
-        places = self.order[low:high]
-        return [part.index_select(0, places) for part in self.parts]
+        return [part[low:high] for part in self.parts]
 
 
 class _Stream:

@@ -43,7 +43,7 @@ class Counter:
     """Counts texts over chunks and keeps the order in which they were first seen."""
 
     def __init__(self) -> None:
-        self.texts = pd.Index([], dtype=object)
+        self.places: dict[str, int] = {}
         self.counts = np.zeros(0, dtype=np.int64)
 
     def add(self, codes: np.ndarray, texts: np.ndarray) -> np.ndarray:
@@ -54,21 +54,26 @@ class Counter:
             texts: Distinct texts of the chunk.
 
         Returns:
-            Position of every text of the chunk in `self.texts`.
+            Place of every text of the chunk among all texts.
         """
-        places = self.texts.get_indexer(pd.Index(texts, dtype=object))
-        new = np.flatnonzero(places < 0)
-        places[new] = len(self.texts) + np.arange(len(new))
-        if len(new):
-            self.texts = self.texts.append(pd.Index(texts[new], dtype=object))
-            self.counts = np.append(self.counts, np.zeros(len(new), dtype=np.int64))
-        counts = np.bincount(codes[codes >= 0], minlength=len(texts))
-        self.counts[places] += counts
+        # A plain dictionary costs the same for every chunk; an index would be built anew each time.
+        known = self.places
+        places = np.array([known.setdefault(text, len(known)) for text in texts], dtype=np.int64)
+        if len(known) > len(self.counts):
+            grown = np.zeros(max(2 * len(self.counts), len(known)), dtype=np.int64)
+            grown[: len(self.counts)] = self.counts
+            self.counts = grown
+        self.counts[places] += np.bincount(codes[codes >= 0], minlength=len(texts))
         return places
+
+    @property
+    def texts(self) -> np.ndarray:
+        """All texts in order of appearance."""
+        return np.array(list(self.places), dtype=object)
 
     def frequent(self, min_count: int) -> np.ndarray:
         """Texts seen at least `min_count` times, in order of appearance."""
-        return self.texts.to_numpy()[self.counts >= max(min_count, 1)]
+        return self.texts[self.counts[: len(self.places)] >= max(min_count, 1)]
 
 
 class Vocabulary:

@@ -13,13 +13,15 @@ from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.plugins.io import CheckpointIO
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 from pytorch_lightning.utilities.seed import isolate_rng
 
 from manyhead_core.app import App
 from manyhead_core.cli import checkpoint, console
 from manyhead_core.cli.arguments import Arguments, expand, without
-from manyhead_core.cli.parser import CommandParser, OneLineErrors
+from manyhead_core.cli.parser import CommandParser
 from manyhead_core.cli.process import surroundings
+from manyhead_core.cli.training_parser import TrainingParser
 from manyhead_core.errors import ConfigError, WeightsError
 from manyhead_core.training import run_folder
 from manyhead_core.training.checkpoints import AtomicFiles, BestCheckpoint, LastCheckpoint
@@ -29,6 +31,8 @@ from manyhead_core.training.progress import progress_callback
 from manyhead_core.training.random_state import RandomState
 from manyhead_core.training.results import Results
 
+# Exit code of a process that SIGTERM has ended, as a shell reports it.
+TERMINATED = 128 + 15
 TRAINER_DEFAULTS = {
     "deterministic": "warn",
     "log_every_n_steps": 10,
@@ -49,10 +53,6 @@ class EarlyStop:
 
     patience: int
     min_delta: float = 0.0
-
-
-class TrainingParser(OneLineErrors, LightningArgumentParser):
-    """LightningCLI's parser with one-line errors."""
 
 
 class SaveConfig(SaveConfigCallback):
@@ -283,10 +283,13 @@ def run_training(app: App, words: Sequence[str]) -> int:
         try:
             cli.__init__(app, command, arguments)  # type: ignore[misc]
         except KeyboardInterrupt as err:
-            raise _resumable(cli) from err
+            raise KeyboardInterrupt(_resume_hint(cli)) from err
+        except SIGTERMException as err:
+            console.error(f"manyhead {app.name}: stopped by SIGTERM{_resume_hint(cli)}")
+            raise SystemExit(TERMINATED) from err
         except SystemExit as err:
             if isinstance(err.__context__, KeyboardInterrupt):
-                raise _resumable(cli) from err
+                raise KeyboardInterrupt(_resume_hint(cli)) from err
             raise
         except RuntimeError as err:
             if "loading state_dict" not in str(err):
@@ -298,12 +301,12 @@ def run_training(app: App, words: Sequence[str]) -> int:
     return 0
 
 
-def _resumable(cli: TrainingCLI) -> KeyboardInterrupt:
+def _resume_hint(cli: TrainingCLI) -> str:
     folder = getattr(cli, "folder", None)
     last = folder / "checkpoints" / "last.ckpt" if folder else None
     if cli.command != "fit" or last is None or not last.is_file():
-        return KeyboardInterrupt()
-    return KeyboardInterrupt(f"resume with: manyhead {cli.app.name} fit --resume {folder}")
+        return ""
+    return f"; resume with: manyhead {cli.app.name} fit --resume {folder}"
 
 
 def _with_atomic_files(plugins: Any) -> list[Any]:

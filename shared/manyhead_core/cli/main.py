@@ -95,8 +95,7 @@ def guarded(program: str, app: App | None, call: Callable[[], int]) -> int:
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except KeyboardInterrupt as stop:
-        hint = f"; {stop}" if str(stop) else ""
-        console.error(f"{program}: interrupted{hint}")
+        console.error(f"{program}: interrupted{stop}")
         return 130
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from argparse import Action
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from manyhead_core.cli import console
 from manyhead_core.errors import UserError
@@ -33,8 +34,19 @@ class OneLineErrors:
         raise SystemExit(2)
 
 
+class PlainTypes(DefaultHelpFormatter):
+    """jsonargparse's help with `Path` where it says `<class 'Path'>`."""
+
+    def _get_type_str(self, action: Action) -> str | None:
+        text = super()._get_type_str(action)
+        return None if text is None else re.sub(r"<class '(\w+)'>", r"\1", text)
+
+
 class CommandParser(OneLineErrors, ArgumentParser):
     """Parser of a command that is a plain function."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, formatter_class=PlainTypes, **options)
 
 
 def program_name(prog: str) -> str:

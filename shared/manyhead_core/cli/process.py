@@ -1,4 +1,4 @@
-"""What a training run changes in its process, and puts back: logs, warnings, signals, environment."""
+"""What a training run changes in its process and puts back: logs, warnings, signals, variables."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ SILENCED = (
     ".*smaller than the logging interval.*",
     r".*isinstance\(treespec, LeafSpec\).*",  # Lightning 2.6 on torch 2.13
     ".*litlogger.*",
+    ".*callbacks used to create the checkpoint need to be provided.*",  # those of fit, in a test
 )
 LIGHTNING = ("pytorch_lightning", "lightning_fabric")
 

@@ -1,4 +1,4 @@
-"""Data cards: what a data set is, who gives it, under which terms, and which files it consists of."""
+"""Data cards: what a data set is, who gives it, on which terms, and which files it consists of."""
 
 from __future__ import annotations
 
@@ -14,7 +14,15 @@ from manyhead_core.app import find
 from manyhead_core.data.magic import KINDS
 from manyhead_core.errors import DataError
 
-DOMAINS = ("faces", "ieeg", "medical imaging", "pathology", "pose", "recommendation")
+DOMAINS = (
+    "faces",
+    "ieeg",
+    "medical imaging",
+    "pathology",
+    "pose",
+    "recommendation",
+    "time series",
+)
 ACCESS = ("open", "registration", "application")
 # A card may ask for so many lines at most: a check has to answer at once on a file of 40 GB.
 MOST_ROWS = 10_000

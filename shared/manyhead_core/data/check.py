@@ -28,6 +28,7 @@ OPENED = 12
 LOOKED_AT = 20
 HASHED_BYTES = 500_000_000
 LONGEST_LINE = 1_000_000
+POINTER = b"version https://git-lfs"
 
 
 @dataclass(frozen=True)
@@ -102,15 +103,17 @@ def matcher(rule: FileRule) -> re.Pattern[str]:
         "}": ")",
         ",": "|",
     }
-    parts = re.split(r"(\*\*/|\*\*|[*?{},])", rule.path)
-    body = "".join(tokens[part] if part in tokens else re.escape(part) for part in parts)
+    parts = re.split(r"(\*\*/|\*\*|[*?{},]|\[[^]]+\])", rule.path)
+    body = "".join(
+        tokens.get(part) or (part if part.startswith("[") else re.escape(part)) for part in parts
+    )
     packed = r"(?:\.gz)?" if is_text(rule) else ""
     return re.compile(body + packed, re.IGNORECASE)
 
 
 def is_text(rule: FileRule) -> bool:
     """Whether the files of a rule are read as text."""
-    return rule.checks.magic is None and PurePosixPath(rule.path).suffix.lower() in TEXT
+    return rule.checks.magic is None and PurePosixPath(rule.path).suffix.rstrip("}").lower() in TEXT
 
 
 def _walk(root: Path) -> Iterator[str]:
@@ -178,12 +181,23 @@ def _wrong(rule: FileRule, path: Path) -> str | None:
     try:
         if path.stat().st_size == 0:
             return "the file is empty"
+        if _is_pointer(path):
+            return "is a Git LFS pointer; fetch the content with git lfs pull"
         reason = _wrong_bytes(checks, path)
         if reason is None and is_text(rule):
             reason = _wrong_text(checks, path)
-    except (OSError, EOFError, zlib.error, zipfile.BadZipFile) as err:
-        return f"cannot be read: {' '.join(str(err).split()) or type(err).__name__}"
+    except FileNotFoundError:
+        return "is a link to nothing; fetch the content (git annex get, datalad get)"
+    except OSError as err:
+        return f"cannot be read: {err.strerror or err}"
+    except (EOFError, zlib.error, zipfile.BadZipFile):
+        return "is damaged or cut off"
     return reason
+
+
+def _is_pointer(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(POINTER)) == POINTER
 
 
 def _wrong_bytes(checks: Checks, path: Path) -> str | None:

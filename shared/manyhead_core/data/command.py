@@ -41,28 +41,26 @@ def list_cards(apps: Mapping[str, App], app: str | None = None, domain: str | No
             card.title,
             " ".join(card.apps),
             card.access.kind,
-            textwrap.shorten(card.licence, 40),
+            textwrap.shorten(card.licence, 40, placeholder=" ..."),
         )
         for card in chosen
     ]
     console.table("Data sets", ("id", "title", "apps", "access", "licence"), rows)
 
 
-def show_card(apps: Mapping[str, App], id: str, /) -> None:
+def show_card(id: str, /) -> None:
     """Show one data set: terms, access, files expected, split, known traps.
 
     Args:
-        apps: The apps of the suite.
         id: Name of the data set.
     """
     console.result("\n".join(_lines(cards.get(id))))
 
 
-def check_folder(apps: Mapping[str, App], id: str, path: Path, /) -> int:
+def check_folder(id: str, path: Path, /) -> int:
     """Compare a folder with the card of a data set; reads the beginnings of the files only.
 
     Args:
-        apps: The apps of the suite.
         id: Name of the data set.
         path: Folder that holds the files.
 

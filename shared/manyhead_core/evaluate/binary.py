@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -30,7 +29,14 @@ from manyhead_core.evaluate.intervals import (
 from manyhead_core.evaluate.ranking import Ranking, group_areas, roc_auc
 from manyhead_core.evaluate.segments import binary_segments, one_segment
 
-__all__ = ["BinaryRows", "BinaryStatistics", "Evaluation", "binary_rows", "evaluate_binary", "roc_auc"]
+__all__ = [
+    "BinaryRows",
+    "BinaryStatistics",
+    "Evaluation",
+    "binary_rows",
+    "evaluate_binary",
+    "roc_auc",
+]
 
 Array = NDArray[Any]
 
@@ -171,7 +177,9 @@ def evaluate_binary(frame: pd.DataFrame, *, draws: int = 2000, seed: int = 0) ->
     values = statistics(np.ones((1, len(rows.labels))))[0]
     bins = reliability(rows.labels, rows.scores)
     few = 0 < rows.num_groups < MIN_GROUPS
-    limits, interval = ({}, _no_interval(rows)) if few else _intervals(rows, statistics, draws, seed)
+    limits, interval = (
+        ({}, _no_interval(rows)) if few else _intervals(rows, statistics, draws, seed)
+    )
     metrics = {
         name: Estimate(_defined(value), *limits.get(name, (None, None)))
         for name, value in zip(statistics.names, values, strict=True)
@@ -315,9 +323,3 @@ def _notes(rows: BinaryRows) -> list[str]:
 
 def _defined(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
-
-
-def summary(metrics: Mapping[str, Estimate]) -> str:
-    """One line with the headline numbers."""
-    parts = [f"{name} {entry.value:.4f}" for name, entry in metrics.items() if entry.value is not None]
-    return ", ".join(parts[:3])

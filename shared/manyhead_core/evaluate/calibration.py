@@ -74,7 +74,13 @@ def reliability(labels: Array, probabilities: Array, num_bins: int = NUM_BINS) -
     predicted = np.bincount(index, weights=probabilities, minlength=num_bins)
     observed = np.bincount(index, weights=labels, minlength=num_bins)
     return [
-        Bin(k / num_bins, (k + 1) / num_bins, int(n), float(predicted[k] / n), float(observed[k] / n))
+        Bin(
+            k / num_bins,
+            (k + 1) / num_bins,
+            int(n),
+            float(predicted[k] / n),
+            float(observed[k] / n),
+        )
         for k, n in enumerate(counts)
         if n
     ]

@@ -58,7 +58,7 @@ def write_results(
     groups = frame["group"].astype(str) if "group" in frame else pd.Series([], dtype=str)
     counts = {"num_samples": len(frame), "num_groups": int(groups[groups != ""].nunique())}
     single = frame.select_dtypes("float32").columns
-    table = frame.astype({name: np.float64 for name in single})
+    table = frame.astype(dict.fromkeys(single, np.float64))
     replace(folder / "predictions.csv", lambda path: table.to_csv(path, index=False))
     replace_json(folder / "metrics.json", {"format": FORMAT, **meta, **counts, **found})
 

@@ -20,7 +20,7 @@ RANKED_FROM = 20
 
 def segment_columns(frame: pd.DataFrame) -> list[str]:
     """Names of the segment columns."""
-    return [name for name in frame if name.startswith(PREFIX)]
+    return [name for name in map(str, frame) if name.startswith(PREFIX)]
 
 
 def binary_segments(
@@ -42,7 +42,9 @@ def binary_segments(
         values = frame[column].astype(str)
         sizes = values.value_counts()
         found[column.removeprefix(PREFIX)] = [
-            one_segment(name, labels[chosen], scores[chosen], None if units is None else units[chosen])
+            one_segment(
+                name, labels[chosen], scores[chosen], None if units is None else units[chosen]
+            )
             for name in sorted(sizes.index[:MAX_VALUES])
             for chosen in [(values == name).to_numpy()]
         ]

@@ -101,7 +101,7 @@ def _app_of(folder: Path) -> str:
         return str(content["app"])
     except (OSError, ValueError, KeyError, TypeError) as err:
         raise WeightsError(
-            f"weights: {folder} holds no readable config.json; pass a folder that export has written"
+            f"weights: {folder} holds no readable config.json; pass a folder written by export"
         ) from err
 
 

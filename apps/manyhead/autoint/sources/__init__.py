@@ -70,5 +70,5 @@ def open_source(
             "use mode default with a schema or the format table"
         )
     build: Any = pkgutil.resolve_name(SOURCES[format])
-    source: Source = build(Path(root), schema)
+    source: Source = build(Path(root), schema, mode)
     return source

@@ -108,7 +108,7 @@ class ToyData(LightningDataModule):
         """Die like a killed job when the test asks for it."""
         kill_at = os.environ.get("TOY_KILL_AT")
         trainer = self.trainer
-        if kill_at and trainer is not None and trainer.training:
-            if trainer.global_step == int(kill_at):
-                os.kill(os.getpid(), signal.SIGKILL)
+        training = kill_at and trainer is not None and trainer.training
+        if training and trainer.global_step == int(kill_at):
+            os.kill(os.getpid(), getattr(signal, os.environ.get("TOY_SIGNAL", "SIGKILL")))
         return batch

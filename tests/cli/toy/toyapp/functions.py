@@ -31,3 +31,22 @@ def add(
         raise DataError("first: is empty")
     console.result(f"{app.name} {first} {label} {sum(numbers) * scale:g} {style}")
     return 3 if style == "loud" else 0
+
+
+def greet(*, name: str = "you") -> None:
+    """Say hello.
+
+    Args:
+        name: Whom to greet.
+    """
+    console.result(f"hello {name}")
+
+
+def stop() -> None:
+    """Behave like a user who presses Ctrl-C."""
+    raise KeyboardInterrupt
+
+
+def crash() -> None:
+    """A mistake of ours."""
+    raise ZeroDivisionError("ours")

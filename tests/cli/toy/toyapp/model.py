@@ -1,4 +1,5 @@
 from dataclasses import dataclass
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -30,7 +31,7 @@ class Toy(nn.Module):
     def __init__(self, config: ToyConfig) -> None:
         super().__init__()
         widths = (config.num_features, *config.hidden)
-        layers = [nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False)]
+        layers = [nn.Linear(a, b) for a, b in pairwise(widths)]
         self.body = nn.Sequential(*layers, nn.Dropout(config.dropout), nn.Linear(widths[-1], 1))
 
     def forward(self, features: Tensor) -> Tensor:

@@ -15,6 +15,8 @@ APP = App(
     mode="min",
     commands=(
         Command("add", "add numbers", "toyapp.functions:add"),
+        Command("stop", "is interrupted", "toyapp.functions:stop"),
+        Command("crash", "fails by our mistake", "toyapp.functions:crash"),
         Command("broken", "needs a package that nobody has", "toyapp.broken:run"),
         Command("configs", "list the configs", "manyhead_core.cli.configs:configs"),
     ),

@@ -3,9 +3,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
-from toyapp.model import Toy, ToyConfig
 
 from manyhead_core.training.task import Task
+from toyapp.model import Toy, ToyConfig
 
 
 class ToyTask(Task[Toy]):

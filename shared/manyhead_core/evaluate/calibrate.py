@@ -1,0 +1,108 @@
+"""`manyhead APP calibrate`: a temperature from validation predictions, never from test."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from manyhead_core.app import App
+from manyhead_core.cli import console
+from manyhead_core.errors import DataError, UserError
+from manyhead_core.evaluate.binary import BinaryRows, binary_rows
+from manyhead_core.evaluate.calibration import (
+    Temperature,
+    calibration_error,
+    fit_temperature,
+    log_loss,
+    reliability,
+    to_logit,
+)
+from manyhead_core.evaluate.files import read_json, replace_json
+from manyhead_core.evaluate.predictions import Results, read_results
+
+FORMAT = 1
+KIND = "temperature"
+
+
+def calibrate(app: App, run: Path, /, out: Path | None = None, bias: bool = False) -> None:
+    """Fit a temperature on the validation predictions of a run and show what it does to the test.
+
+    Args:
+        app: Row of the app.
+        run: Run folder; `validate --run` and `test --run` have been run on it.
+        out: File that receives the calibration; default: calibration.json in the run folder.
+        bias: Also fit a bias, which moves the mean prediction.
+    """
+    validation = _validation(app, run)
+    fitted_on = binary_rows(validation.frame)
+    fitted = fit_temperature(to_logit(fitted_on.scores), fitted_on.labels, bias=bias)
+    parts = {"validation": fitted_on}
+    test = _test(run, validation)
+    if test is not None:
+        parts["test"] = binary_rows(test.frame)
+    effects = {name: _effect(rows, fitted) for name, rows in parts.items()}
+    path = _target(run, out)
+    content = {"format": FORMAT, "kind": KIND, "app": app.name, **asdict(fitted)}
+    content["fitted_on"] = {"split": "validation", "num_samples": len(fitted_on.labels)}
+    content["checkpoint_hash"] = validation.metrics.get("checkpoint_hash")
+    replace_json(path, content | {"effect": effects})
+    _show(app, fitted, effects, path)
+
+
+def _validation(app: App, run: Path) -> Results:
+    folder = run / "validation"
+    if not run.is_dir():
+        raise DataError(f"{run}: folder does not exist; pass a folder that fit has made")
+    if not (folder / "predictions.csv").is_file():
+        raise DataError(
+            f"{run}: holds no validation predictions; run manyhead {app.name} validate --run {run}"
+        )
+    results = read_results(folder)
+    if "score" not in results.frame:
+        raise DataError(f"{folder}: has no column score; only probabilities can be calibrated")
+    return results
+
+
+def _test(run: Path, validation: Results) -> Results | None:
+    if not (run / "metrics.json").is_file():
+        return None
+    test = read_results(run)
+    hashes = [results.metrics.get("checkpoint_hash") for results in (validation, test)]
+    if hashes[0] != hashes[1]:
+        raise DataError(
+            f"{run}: validation and test predictions stem from different checkpoints; "
+            "run validate and test again"
+        )
+    return test
+
+
+def _effect(rows: BinaryRows, fitted: Temperature) -> dict[str, Any]:
+    after = fitted.apply(rows.scores)
+    return {"before": _quality(rows, rows.scores), "after": _quality(rows, after)}
+
+
+def _quality(rows: BinaryRows, scores: Any) -> dict[str, float]:
+    error = calibration_error(reliability(rows.labels, scores))
+    return {"logloss": log_loss(rows.labels, scores), "expected_calibration_error": error}
+
+
+def _target(run: Path, out: Path | None) -> Path:
+    path = out or run / "calibration.json"
+    if path.exists() and (path.is_dir() or read_json(path).get("kind") != KIND):
+        raise UserError(f"--out: {path} exists and is no calibration; choose another name")
+    return path
+
+
+def _show(app: App, fitted: Temperature, effects: dict[str, Any], path: Path) -> None:
+    rows = [
+        (split, name, *(f"{effect[when][name]:.5f}" for when in ("before", "after")))
+        for split, effect in effects.items()
+        for name in effect["before"]
+    ]
+    bias = f", bias {fitted.bias:.4f}" if fitted.bias else ""
+    title = f"{app.title}: temperature {fitted.temperature:.4f}{bias}, fitted on validation"
+    console.table(title, ("split", "metric", "before", "after"), rows)
+    if "test" not in effects:
+        console.say(f"no test predictions yet; run manyhead {app.name} test --run {path.parent}")
+    console.say(f"written: {path}")

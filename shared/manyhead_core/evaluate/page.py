@@ -1,0 +1,261 @@
+"""`manyhead APP report`: the results of a run as one HTML page."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from manyhead_core.app import App
+from manyhead_core.cli import console
+from manyhead_core.errors import DataError
+from manyhead_core.evaluate import figures
+from manyhead_core.evaluate.binary import BinaryRows, binary_rows
+from manyhead_core.evaluate.calibration import reliability
+from manyhead_core.evaluate.html import Page
+from manyhead_core.evaluate.predictions import Results, read_results
+
+MEANING = {
+    "auroc": "chance that a positive row is scored above a negative one",
+    "average_precision": "mean precision over the positives",
+    "logloss": "mean negative log-likelihood in nats; smaller is better",
+    "brier": "mean squared error of the probability; smaller is better",
+    "gauc": "area under the ROC curve within a group, weighted by the group's positives",
+    "relative_information_gain": "share of the label's entropy that the model explains",
+    "calibration": "mean prediction over mean label; 1 is right on average",
+    "expected_calibration_error": "mean gap between predicted and observed in 15 bins",
+}
+LIMITS = (
+    "These numbers hold for samples drawn like this test set; they say nothing about other "
+    "places or times, about the effect of acting on a prediction, or about the chance of the "
+    "training seed, which an interval over test samples does not contain."
+)
+RESEARCH_ONLY = "Research use only, not a medical device."
+
+
+def report(app: App, run: Path, /, out: Path | None = None) -> None:
+    """Turn the test results of a run into one HTML page.
+
+    Args:
+        app: Row of the app.
+        run: Run folder with predictions.csv and metrics.json.
+        out: File of the page; default: report.html in the run folder.
+    """
+    results = read_results(run)
+    if results.metrics.get("app", app.name) != app.name:
+        raise DataError(f"{run}: belongs to the app {results.metrics['app']}, not to {app.name}")
+    path = build(app, results).write(out or run / "report.html")
+    console.result(f"report: {path}")
+
+
+def build(app: App, results: Results) -> Page:
+    """The page of a run, section by section; what does not apply is left out.
+
+    Args:
+        app: Row of the app.
+        results: What the run has left.
+    """
+    metrics = results.metrics
+    config = str(metrics.get("config", ""))
+    subject = f"{app.name} {metrics.get('checkpoint_hash', config)}"
+    page = Page(f"{app.title}: {config}", f"Test results of {app.summary}.", subject)
+    if app.medical:
+        page.note(RESEARCH_ONLY)
+    _result(page, metrics)
+    if "score" in results.frame:
+        rows = binary_rows(results.frame)
+        _ranking(page, rows)
+        _calibration(page, rows)
+    _segments(page, metrics)
+    _groups(page, metrics)
+    _training(page, results.folder)
+    _origin(page, app, results)
+    page.section("What these numbers are not")
+    page.paragraph(LIMITS)
+    return page
+
+
+def _result(page: Page, metrics: Mapping[str, Any]) -> None:
+    page.section("Result")
+    facts = {"samples": f"{metrics['num_samples']:,}"}
+    if metrics.get("num_groups"):
+        facts["groups"] = f"{metrics['num_groups']:,}"
+    baseline = metrics.get("baseline") or {}
+    if "rate" in baseline:
+        facts["share of positives"] = f"{baseline['rate']:.4f}"
+    page.facts(facts | {"seed": str(metrics.get("seed", ""))})
+    entries: Mapping[str, Any] = metrics["metrics"]
+    header = ["metric", "value", "95 % low", "95 % high"]
+    header += [str(baseline.get("name", "baseline"))] if baseline else []
+    rows = []
+    for name, entry in entries.items():
+        row = [_name(name), *(_number(entry.get(key)) for key in ("value", "low", "high"))]
+        rows.append(row + ([_number(baseline.get(name))] if baseline else []))
+    page.table("Metrics on the test samples", header, rows)
+    if baseline:
+        page.paragraph(
+            "The constant rate predicts the share of positives of these very samples for all."
+        )
+    _intervals(page, metrics.get("interval") or {})
+    for note in metrics.get("notes") or []:
+        page.note(str(note))
+    meanings = [[_name(name), MEANING[name]] for name in entries if name in MEANING]
+    if meanings:
+        page.table("What the metrics mean", ["metric", "meaning"], meanings)
+
+
+def _intervals(page: Page, interval: Mapping[str, Any]) -> None:
+    if not interval:
+        return
+    if not interval.get("draws"):
+        page.paragraph(f"Intervals: {interval.get('method')}.")
+        return
+    area = interval.get("auroc", interval["method"])
+    extra = "" if area == interval["method"] else f" The interval of auroc: {area}."
+    page.paragraph(
+        f"Intervals: {interval['method']} over {interval['draws']:,} resamples; a resample draws "
+        f"whole {interval['unit']}s.{extra}"
+    )
+
+
+def _ranking(page: Page, rows: BinaryRows) -> None:
+    page.section("Ranking")
+    if rows.labels.min() < rows.labels.max():
+        curve = figures.roc({"model": (rows.labels, rows.scores)})
+        page.figure("ROC curve; the dashed diagonal is chance.", curve)
+    spread = figures.histogram(rows.labels, rows.scores)
+    page.figure("Predicted probabilities of the two classes, each with area 1.", spread)
+
+
+def _calibration(page: Page, rows: BinaryRows) -> None:
+    page.section("Calibration")
+    bins = reliability(rows.labels, rows.scores)
+    page.figure(
+        "Observed share against predicted probability in 15 bins of equal width. On the dashed "
+        "diagonal both agree; a larger point stands for more samples.",
+        figures.reliability({"model": bins}),
+    )
+    table = [
+        [f"{b.low:.3f} to {b.high:.3f}", f"{b.count:,}", _number(b.predicted), _number(b.observed)]
+        for b in bins
+    ]
+    page.table("The same as numbers", ["bin", "samples", "predicted", "observed"], table)
+
+
+def _segments(page: Page, metrics: Mapping[str, Any]) -> None:
+    segments: Mapping[str, Any] = metrics.get("segments") or {}
+    if not segments:
+        return
+    page.section("Segments")
+    for name, entries in segments.items():
+        _segment_table(page, f"By {name}", name, entries)
+        shown = [entry for entry in entries if entry.get("auroc") is not None]
+        if len(shown) > 1:
+            limits = [(entry["auroc_low"], entry["auroc_high"]) for entry in shown]
+            whole = (metrics["metrics"].get("auroc") or {}).get("value")
+            page.figure(
+                f"Area under the ROC curve by {name}; the dashed line is that of all samples.",
+                figures.intervals(
+                    [entry["value"] for entry in shown],
+                    [entry["auroc"] for entry in shown],
+                    limits,
+                    "auroc",
+                    whole,
+                ),
+            )
+    page.paragraph("Intervals by segment are DeLong's; many segments make extremes by chance.")
+
+
+def _groups(page: Page, metrics: Mapping[str, Any]) -> None:
+    entries = metrics.get("groups") or []
+    if entries:
+        page.section("Groups")
+        page.paragraph("Too few groups for an interval: here is each of them.")
+        _segment_table(page, "By group", "group", entries)
+
+
+def _segment_table(page: Page, caption: str, name: str, entries: Any) -> None:
+    columns = ("auroc", "auroc_low", "auroc_high", "logloss", "calibration")
+    header = [name, "samples", "positives", "auroc", "95 % low", "95 % high", "logloss"]
+    rows = [
+        [entry["value"], f"{entry['n']:,}", f"{entry['positives']:,}"]
+        + [_number(entry.get(column)) for column in columns]
+        for entry in entries
+    ]
+    page.table(caption, [*header, "calibration"], rows)
+
+
+def _training(page: Page, folder: Path) -> None:
+    file = folder / "metrics.csv"
+    if not file.is_file():
+        return
+    panels = learning_curves(pd.read_csv(file))
+    if not panels:
+        return
+    page.section("Training")
+    names = list(panels)
+    for start in range(0, len(names), 2):
+        chosen = {name: panels[name] for name in names[start : start + 2]}
+        caption = f"Learning curves: {', '.join(chosen)}, by optimiser step."
+        page.figure(caption, figures.curves(chosen, "step"))
+
+
+def learning_curves(table: pd.DataFrame) -> dict[str, dict[str, tuple[Any, Any]]]:
+    """By quantity (`loss`), then by stage (`train`): steps and values.
+
+    Args:
+        table: Content of metrics.csv: `step`, and one column a logged `stage/quantity`.
+    """
+    panels: dict[str, dict[str, tuple[Any, Any]]] = {}
+    for column in map(str, table):
+        stage, slash, quantity = column.partition("/")
+        if not slash or column.endswith(("_step", "_epoch")):
+            continue
+        filled = table[table[column].notna()]
+        if not filled.empty:
+            line = (filled["step"].to_numpy(), filled[column].to_numpy(float))
+            panels.setdefault(quantity, {})[stage] = line
+    return panels
+
+
+def _origin(page: Page, app: App, results: Results) -> None:
+    metrics = results.metrics
+    page.section("Origin")
+    hashes = {key: metrics[key] for key in ("config_hash", "checkpoint_hash") if key in metrics}
+    page.facts({key.replace("_", " "): str(value)[:16] for key, value in hashes.items()})
+    environment: Mapping[str, Any] = metrics.get("environment") or {}
+    if environment:
+        rows = [[name, value] for name, value in environment.items()]
+        page.table("Environment of the test run", ["part", "version"], rows)
+    page.code("The same steps by hand", f"manyhead {app.name} test --run {results.folder.name}")
+    config = results.folder / "config.yaml"
+    if config.is_file():
+        page.code("Configuration (folders without their path)", public_config(config))
+
+
+def public_config(path: Path) -> str:
+    """The YAML of a run with every absolute path cut to its last part."""
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return yaml.safe_dump(_without_paths(content), sort_keys=False, allow_unicode=True)
+
+
+def _without_paths(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_paths(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_without_paths(item) for item in value]
+    if isinstance(value, str) and re.match(r"(/|~|\.\.|[A-Za-z]:[\\/]|\\\\)", value):
+        return ".../" + re.split(r"[\\/]", value.rstrip("\\/"))[-1]
+    return value
+
+
+def _name(metric: str) -> str:
+    return metric.replace("_", " ")
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"

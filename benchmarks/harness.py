@@ -29,7 +29,7 @@ class Setting:
         quick: Smaller sizes and fewer repeats, to see that it works.
     """
 
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     threads: int = 1
     quick: bool = False
 

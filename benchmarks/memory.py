@@ -89,11 +89,13 @@ def run_fresh(function: str, arguments: Mapping[str, Any], threads: int = 1) -> 
     """
     call = [sys.executable, "-m", "benchmarks.child", function, json.dumps(dict(arguments))]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-    with subprocess.Popen(
-        call, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
-    ) as child:
-        with PeakMemory(child.pid) as memory:
-            out, _ = child.communicate()
+    with (
+        subprocess.Popen(
+            call, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
+        ) as child,
+        PeakMemory(child.pid) as memory,
+    ):
+        out, _ = child.communicate()
     if child.returncode != 0:
         raise RuntimeError(f"{function} ended with exit code {child.returncode}")
     return Peak(memory.peak, json.loads(out.splitlines()[-1]))

@@ -175,8 +175,8 @@ class ListCoder:
         wrong = np.flatnonzero(lengths != (present > 0).sum(1))
         if len(wrong):
             raise DataError(
-                f"column {column}, row {frame.index[wrong[0]]}: has {lengths[wrong[0]]} weights for "
-                f"{int((present[wrong[0]] > 0).sum())} values of {self.field.column}"
+                f"column {column}, row {frame.index[wrong[0]]}: has {lengths[wrong[0]]} "
+                f"weights for {int((present[wrong[0]] > 0).sum())} values of {self.field.column}"
             )
         return weight[entries.which]
 
@@ -243,7 +243,7 @@ class Lists:
 def lookup(
     texts: np.ndarray, vocabulary: Vocabulary | None, field: Field, unknown: int
 ) -> np.ndarray:
-    """Ids of texts, int64; a hashed field has no vocabulary and counts its buckets from `unknown`."""
+    """Ids of texts, int64; a hashed field has no vocabulary, its buckets start at `unknown`."""
     if vocabulary is None:
         return unknown + (hash_texts(texts) % np.uint64(field.num_buckets)).astype(np.int64)
     return np.append(vocabulary.ids, unknown)[vocabulary.find(texts)].astype(np.int64)

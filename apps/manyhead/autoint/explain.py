@@ -1,4 +1,4 @@
-"""`explain`: which fields were combined, for all rows and for single ones, as tables and pictures."""
+"""`explain`: which fields were combined, over all rows and row by row, as tables and pictures."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from manyhead_core.evaluate import figures
 
 READ_ME = """What the tables say
 
-pairs.csv         attention of the first layer between two fields, mean over heads and rows. A ratio of 1
-                  is what an even spread would give. It shows where the layer looked.
-maps.csv          mean attention per layer and head. From layer 2 on the tokens are mixtures of fields.
-rows.csv          for single rows: the strongest pairs of the first layer, with the score of the row.
+pairs.csv         attention of the first layer between two fields, mean over heads and rows.
+                  A ratio of 1 is what an even spread would give. It shows where the layer looked.
+maps.csv          mean attention per layer and head. From layer 2 on, tokens mix several fields.
+rows.csv          for single rows: the strongest pairs of the first layer, and the row's score.
 importance.csv    what the AUC loses when one field is shuffled between rows (needs labels).
 interactions.csv  how far the logit is from a sum over two fields (mixed difference, in logits).
 
@@ -129,7 +129,7 @@ def explain_rows(
 def map_picture(maps: FieldMaps) -> Figure:
     """Mean first-layer map between fields."""
     mean = maps.layers[0].mean(0)
-    return figures.heatmap(mean.numpy(), maps.fields, "key field", "query field", "attention")
+    return figures.heatmap(mean.numpy(), maps.fields, "query field", "key field")
 
 
 def importance_picture(table: pd.DataFrame) -> Figure:
@@ -167,7 +167,7 @@ def _write(out: Path, found: dict[str, pd.DataFrame], pictures: dict[str, Figure
     for name, table in found.items():
         table.to_csv(out / f"{name}.csv", index=False)
     for name, figure in pictures.items():
-        figure.savefig(out / f"{name}.png", dpi=150)
+        figure.savefig(out / f"{name}.png", dpi=150, facecolor="white")
     (out / "README.txt").write_text(READ_ME, encoding="utf-8")
 
 

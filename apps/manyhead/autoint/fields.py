@@ -117,9 +117,7 @@ class Schema:
             )
         self._check_shares()
         buckets = {f.name: f.num_buckets for f in self.fields}
-        shared = [
-            replace(f, num_buckets=buckets[f.shares]) if f.shares else f for f in self.fields
-        ]
+        shared = [replace(f, num_buckets=buckets[f.shares]) if f.shares else f for f in self.fields]
         object.__setattr__(self, "fields", tuple(shared))
 
     @property

@@ -97,9 +97,7 @@ def fit_criteo(source: Source) -> Encoder:
         _, texts = crossing.result()
         ids = offset + 2 + np.arange(len(texts))
         vocabularies[crossing.field.name] = Vocabulary(texts, ids)
-        coders.append(
-            CategoryCoder(crossing.field, offset + 1, offset + 1, 1 + len(texts), True)
-        )
+        coders.append(CategoryCoder(crossing.field, offset + 1, offset + 1, 1 + len(texts), True))
         offset += 1 + len(texts)
     return _encoder(source, coders, vocabularies, offset + 1)
 

@@ -280,5 +280,7 @@ def _check_labels(label: np.ndarray, column: str) -> None:
 
 def _needed(keys: np.ndarray | None, what: str) -> np.ndarray:
     if keys is None:
-        raise ConfigError(f"split.by: {what} needs a {what} column; name it as {what} in the schema")
+        raise ConfigError(
+            f"split.by: {what} needs a {what} column; name it as {what} in the schema"
+        )
     return keys

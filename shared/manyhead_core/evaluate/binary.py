@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -114,15 +115,15 @@ class BinaryStatistics:
     )  # fmt: skip
 
     def __init__(self, rows: BinaryRows) -> None:
-        labels, scores = rows.labels, rows.scores
-        self._ranking = Ranking(labels, scores)
+        self._ranking = Ranking(rows.labels, rows.scores)
+        self._order = self._ranking.order
+        labels, scores = rows.labels[self._order], rows.scores[self._order]
         columns = [labels, scores, row_losses(labels, scores), (scores - labels) ** 2]
         self._sums = np.stack([np.ones(len(labels)), *columns], axis=1)
-        # Equal-width bins are contiguous once the rows are sorted by score.
-        self._order = self._ranking.order
-        bins = bin_index(scores[self._order], NUM_BINS)
-        self._bins = np.flatnonzero(np.r_[True, bins[1:] != bins[:-1]])
-        self._gap = (scores - labels)[self._order]
+        self._gap = scores - labels
+        # Equal-width bins are contiguous in sorted rows.
+        edges = np.searchsorted(bin_index(scores), np.arange(NUM_BINS + 1))
+        self._bins = [slice(a, b) for a, b in itertools.pairwise(edges) if b > a]
         self._first, self._group_weight, self._group_area = _groups(rows)
         if rows.num_groups == 0:
             self.names = tuple(name for name in self.names if name != "gauc")
@@ -133,9 +134,10 @@ class BinaryStatistics:
         Args:
             weights: Multiplicities, `(draws, rows)`; equal within a group for `gauc`.
         """
-        auroc, precision = self._ranking.areas(weights)
-        count, positives, predicted, loss, squares = (weights @ self._sums).T
-        rate = positives / count
+        ordered = np.take(weights, self._order, axis=1)
+        auroc, precision = self._ranking.areas(ordered)
+        count, positives, predicted, loss, squares = (ordered @ self._sums).T
+        gaps = sum(np.abs(ordered[:, part] @ self._gap[part]) for part in self._bins)
         with np.errstate(divide="ignore", invalid="ignore"):
             found = {
                 "auroc": auroc,
@@ -143,16 +145,11 @@ class BinaryStatistics:
                 "logloss": loss / count,
                 "brier": squares / count,
                 "gauc": self._gauc(weights),
-                "relative_information_gain": 1 - (loss / count) / entropy(rate),
+                "relative_information_gain": 1 - (loss / count) / entropy(positives / count),
                 "calibration": predicted / positives,
-                "expected_calibration_error": self._ece(weights) / count,
+                "expected_calibration_error": gaps / count,
             }
         return np.stack([found[name] for name in self.names], axis=1)
-
-    def _ece(self, weights: Array) -> Array:
-        gaps = np.add.reduceat(weights[:, self._order] * self._gap, self._bins, axis=1)
-        total: Array = np.abs(gaps).sum(axis=1)
-        return total
 
     def _gauc(self, weights: Array) -> Array:
         share = weights[:, self._first] * self._group_weight

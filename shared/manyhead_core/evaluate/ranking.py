@@ -19,56 +19,54 @@ class Ranking:
     Args:
         labels: 0 or 1, `(rows,)`.
         scores: Larger means class 1, `(rows,)`.
+
+    Attributes:
+        order: Rows in ascending order of the score, `(rows,)`.
     """
 
     def __init__(self, labels: ArrayLike, scores: ArrayLike) -> None:
         values = np.asarray(scores)
         self.order: Array = np.argsort(values, kind="stable")
         ordered = values[self.order]
-        self.positive: Array = np.asarray(labels)[self.order] > 0.5
-        self.starts: Array = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
-        self._tied = len(self.starts) < len(ordered)
+        starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
+        ends = np.r_[starts[1:], len(ordered)]
+        self._positive = np.flatnonzero(np.asarray(labels)[self.order] > 0.5)
+        first = np.searchsorted(self._positive, starts)
+        last = np.searchsorted(self._positive, ends)
+        # Both areas are sums over positives: steps without any contribute nothing.
+        kept = last > first
+        self._starts, self._ends = starts[kept], ends[kept]
+        self._first, self._last = first[kept], last[kept]
 
-    def steps(self, weights: Array | None = None) -> tuple[Array, Array]:
-        """Positives and negatives at each distinct score, in ascending order of the score.
-
-        Args:
-            weights: Multiplicities, `(draws, rows)`; None counts every row once.
-
-        Returns:
-            Two arrays `(draws, distinct scores)`.
-        """
-        if weights is None:
-            weights = np.ones((1, len(self.order)))
-        ordered = weights[:, self.order]
-        positives = ordered * self.positive
-        negatives = ordered - positives
-        if not self._tied:
-            return positives, negatives
-        return (
-            np.add.reduceat(positives, self.starts, axis=1),
-            np.add.reduceat(negatives, self.starts, axis=1),
-        )
-
-    def areas(self, weights: Array | None = None) -> tuple[Array, Array]:
+    def areas(self, weights: Array) -> tuple[Array, Array]:
         """Area under the ROC curve and average precision, `(draws,)` each; NaN for one class.
 
         Ties count one half for the area (Mann-Whitney) and one step for the precision.
+
+        Args:
+            weights: Multiplicities in the order `order`, `(draws, rows)`.
         """
-        positives, negatives = self.steps(weights)
-        below = np.cumsum(negatives, axis=1)
-        hits = np.cumsum(positives, axis=1)
-        total_n, total_p = below[:, -1], hits[:, -1]
-        wins = np.einsum("ds,ds->d", positives, below - negatives / 2)
-        # At and above a step: everything less what lies below it.
-        at_least_p = total_p[:, None] - hits + positives
-        at_least = at_least_p + total_n[:, None] - below + negatives
+        rows, hits = _cumulative(weights), _cumulative(weights[:, self._positive])
+        total, positives = rows[:, -1], hits[:, -1]
+        rows_below, hits_below = rows[:, self._starts], hits[:, self._first]
+        inside = hits[:, self._last] - hits_below
+        # Negatives below the step, and one half of those within it.
+        beaten = rows_below - hits_below
+        beaten += (rows[:, self._ends] - rows_below - inside) / 2
+        wins = np.einsum("ds,ds->d", inside, beaten)
+        at_least = total[:, None] - rows_below
+        precision = (positives[:, None] - hits_below) / np.maximum(at_least, 1e-300)
         with np.errstate(divide="ignore", invalid="ignore"):
-            precision = np.where(at_least > 0, at_least_p / at_least, 0.0)
-            auroc = wins / (total_p * total_n)
-            average = np.einsum("ds,ds->d", positives, precision) / total_p
-        undefined = (total_p == 0) | (total_n == 0)
+            auroc = wins / (positives * (total - positives))
+            average = np.einsum("ds,ds->d", inside, precision) / positives
+        undefined = (positives == 0) | (positives == total)
         return np.where(undefined, np.nan, auroc), np.where(undefined, np.nan, average)
+
+
+def _cumulative(weights: Array) -> Array:
+    sums = np.zeros((len(weights), weights.shape[1] + 1))
+    np.cumsum(weights, axis=1, out=sums[:, 1:])
+    return sums
 
 
 def roc_auc(labels: ArrayLike, scores: ArrayLike) -> float:
@@ -98,9 +96,12 @@ def midranks(values: Array) -> Array:
 
 def roc_curve(labels: ArrayLike, scores: ArrayLike) -> tuple[Array, Array]:
     """False and true positive rates from (0, 0) to (1, 1), one point a distinct score."""
-    positives, negatives = Ranking(labels, scores).steps()
-    hits = np.r_[0.0, np.cumsum(positives[0, ::-1])]
-    alarms = np.r_[0.0, np.cumsum(negatives[0, ::-1])]
+    values = np.asarray(scores)
+    order = np.argsort(-values, kind="stable")
+    ordered, truth = values[order], np.asarray(labels)[order] > 0.5
+    last = np.flatnonzero(np.r_[ordered[1:] != ordered[:-1], True])
+    hits = np.r_[0, np.cumsum(truth)[last]]
+    alarms = np.r_[0, np.cumsum(~truth)[last]]
     return alarms / alarms[-1], hits / hits[-1]
 
 

@@ -1,4 +1,4 @@
-"""The benchmark harness: ratios, spreads, files and missed targets. Nothing here depends on time."""
+"""The benchmark harness: ratios, spreads, files and missed targets; nothing depends on time."""
 
 from __future__ import annotations
 
@@ -142,13 +142,13 @@ def test_quartiles_do_not_become_nan(bench: SimpleNamespace) -> None:
 def toy(bench: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """Two cases in place of the real ones: one misses its target, one crashes."""
 
-    def missed(setting: object) -> object:
+    def missed(_setting: object) -> object:
         spread = bench.harness.Spread.of([0.5, 0.5])
         result = bench.harness.Result("sum", "ours", "ours", "s/row", spread, spread, 2)
         target = bench.harness.Target("ours against theirs", 50, 7.0, "x")
         return bench.harness.Outcome([result], [target], ["simulated"])
 
-    def crash(setting: object) -> object:
+    def crash(_setting: object) -> object:
         raise RuntimeError("broken case")
 
     functions = {"benchmarks.cases.toy:run": missed, "benchmarks.cases.bad:run": crash}
@@ -172,7 +172,7 @@ def test_missed_target_is_printed_and_kept(
     assert content["results"][0]["cost"]["median"] == 0.5
     about = content["metadata"]
     assert (about["device"], about["threads"], about["quick"]) == ("cpu", 1, False)
-    assert {"torch", "python", "cpu", "date", "commit"} <= set(about) | {"commit"}
+    assert {"torch", "pyarrow", "python", "cpu", "date", "load_average"} <= set(about)
     assert about["notes"] == ["simulated"]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from manyhead.autoint.fields import Field, Schema
-from manyhead.autoint.sources.files import fingerprint, find_file
+from manyhead.autoint.sources.files import find_file, fingerprint
 from manyhead.autoint.sources.text import TextSource
 from manyhead_core.errors import DataError
 

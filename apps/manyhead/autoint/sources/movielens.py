@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from manyhead.autoint.fields import Field, Schema
-from manyhead.autoint.sources.files import fingerprint, find_file, open_text
+from manyhead.autoint.sources.files import find_file, fingerprint, open_text
 from manyhead_core.errors import DataError
 
 AGES = (1, 18, 25, 35, 45, 50, 56)  # lower ends of the age groups of MovieLens-1M

@@ -139,7 +139,7 @@ def partition_values(root: Path, path: Path) -> dict[str, str]:
     if path == root:
         return {}
     parts = [part.split("=", 1) for part in path.relative_to(root).parts[:-1] if "=" in part]
-    return {name: value for name, value in parts}
+    return dict(parts)
 
 
 def _read_parquet(path: Path, columns: Sequence[str], rows: int) -> Iterator[pd.DataFrame]:
@@ -180,4 +180,6 @@ def _kind(path: Path) -> str:
         return "parquet"
     if suffix in TEXT:
         return "text"
-    raise DataError(f"{path.name}: ends in {suffix or 'nothing'}; known: {', '.join(TEXT + PARQUET)}")
+    raise DataError(
+        f"{path.name}: ends in {suffix or 'nothing'}; known: {', '.join(TEXT + PARQUET)}"
+    )

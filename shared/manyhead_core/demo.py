@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +12,10 @@ from matplotlib.figure import Figure
 
 from manyhead_core.app import App, find
 from manyhead_core.cli import console
+from manyhead_core.errors import UserError
 from manyhead_core.evaluate.html import Page
+
+MARK = ".manyhead-demo"
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ def demo(
         started = time.perf_counter()
         console.say(f"{app.title}: {app.summary}")
         story: Callable[[Path, int], Story] = app.load("demo")
-        stories.append(story(out / app.name, seed))
+        stories.append(story(_emptied(out / app.name), seed))
         console.say(f"{app.title}: done in {time.perf_counter() - started:.0f} s")
     path = _page(stories).write(out / "report.html")
     checks = [check for story in stories for check in story.checks]
@@ -76,6 +80,19 @@ def demo(
     )
     console.result(f"report: {path}")
     return 0 if all(check.holds for check in checks) else 1
+
+
+def _emptied(folder: Path) -> Path:
+    """The folder, without the results of an earlier demo; any other content is left alone."""
+    if folder.exists() and any(folder.iterdir()):
+        if not (folder / MARK).is_file():
+            raise UserError(
+                f"--out: {folder} holds something else than a demo; choose another folder"
+            )
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MARK).write_text("Written by `manyhead demo`, which may replace this folder.\n")
+    return folder
 
 
 def _page(stories: Sequence[Story]) -> Page:

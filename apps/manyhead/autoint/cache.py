@@ -63,7 +63,8 @@ class Cache:
         path = self.folder / f"{part}-segments.parquet"
         if not path.is_file():
             return pd.DataFrame(index=pd.Index([], name="row"))
-        return pq.read_table(path).to_pandas().set_index("row")
+        table: pd.DataFrame = pq.read_table(path).to_pandas()
+        return table.set_index("row")
 
     def preprocessor(self) -> AnyEncoder:
         """The encoder that made the rows."""
@@ -177,7 +178,8 @@ def encode_rows(
             here = split[done : done + len(frame)]
             label = frame[schema.label].to_numpy(np.float32)
             rows = np.arange(done, done + len(frame))
-            whole = Block(*block, label, rows, group_ids(frame, schema.group))
+            groups = group_ids(frame, schema.group)
+            whole = Block(block.index, block.value, block.lists, label, rows, groups)
             for number, part in enumerate(PARTS):
                 chosen = np.flatnonzero(here == number)
                 parts.append(part, take(whole, chosen), frame.iloc[chosen])

@@ -178,7 +178,7 @@ class ListCoder:
                 f"column {column}, row {frame.index[wrong[0]]}: has {lengths[wrong[0]]} "
                 f"weights for {int((present[wrong[0]] > 0).sum())} values of {self.field.column}"
             )
-        return weight[entries.which]
+        return np.asarray(weight[entries.which])
 
 
 Coder = NumberCoder | CategoryCoder | ListCoder
@@ -245,8 +245,10 @@ def lookup(
 ) -> np.ndarray:
     """Ids of texts, int64; a hashed field has no vocabulary, its buckets start at `unknown`."""
     if vocabulary is None:
-        return unknown + (hash_texts(texts) % np.uint64(field.num_buckets)).astype(np.int64)
-    return np.append(vocabulary.ids, unknown)[vocabulary.find(texts)].astype(np.int64)
+        buckets = hash_texts(texts) % np.uint64(field.num_buckets)
+        return unknown + np.asarray(buckets, dtype=np.int64)
+    ids = np.append(vocabulary.ids, unknown)[vocabulary.find(texts)]
+    return np.asarray(ids, dtype=np.int64)
 
 
 def to_numbers(column: pd.Series[Any], field: Field) -> np.ndarray:
@@ -261,18 +263,18 @@ def to_numbers(column: pd.Series[Any], field: Field) -> np.ndarray:
     numbers = pd.to_numeric(column.mask(known_gap), errors="coerce")
     wrong = numbers.isna() & ~known_gap
     if wrong.any():
-        row = wrong.idxmax()
+        place = int(wrong.to_numpy().argmax())
         raise DataError(
-            f"column {field.column}, row {row}: {column[row]!r} is no number; "
-            "mend the value, list it under missing, or declare the field a category"
+            f"column {field.column}, row {column.index[place]}: {column.iloc[place]!r} is no "
+            "number; mend the value, list it under missing, or declare the field a category"
         )
-    return numbers.astype(np.float64).to_numpy(copy=True)
+    return np.array(numbers, dtype=np.float64)
 
 
 def transform(numbers: np.ndarray, kind: str) -> np.ndarray:
     """Apply the transform of a number field; NaN stays."""
     if kind == "log1p":
-        return np.sign(numbers) * np.log1p(np.abs(numbers))
+        return np.asarray(np.sign(numbers) * np.log1p(np.abs(numbers)))
     if kind == "log_square":
         large = numbers > 2
         return np.where(large, np.floor(np.log(np.where(large, numbers, 1.0)) ** 2), numbers)

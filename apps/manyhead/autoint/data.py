@@ -166,18 +166,18 @@ class TableData(LightningDataModule):
         cache = self._prepared()
         total = sum(cache.rows(part) for part in PARTS)
         if total > SPLIT_FILE_ROWS:
-            path, text = Path(folder) / "split.json", json.dumps(self._split_recipe(), indent=1)
+            path, text = Path(folder) / "split.json", self._split_recipe()
         else:
             path, text = Path(folder) / "split.csv", _split_table(cache)
         partial = path.with_name(f"{path.name}.partial")
         partial.write_text(text, encoding="utf-8")
         partial.replace(path)
 
-    def _split_recipe(self) -> dict[str, Any]:
+    def _split_recipe(self) -> str:
         rows = {part: self._prepared().rows(part) for part in PARTS}
         split = None if self.format == "encoded" else dataclasses.asdict(self.split)
         content = {"root": self.root, "format": self.format, "mode": self.mode, "split": split}
-        return json.loads(json.dumps(content | {"rows": rows}, default=str))
+        return json.dumps(content | {"rows": rows}, indent=1, default=str)
 
     def _prepared(self) -> Cache:
         self.prepare()

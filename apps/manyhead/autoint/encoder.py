@@ -37,7 +37,7 @@ class Encoded(NamedTuple):
         lists: Per list field ids int32 and weights float32, both `(rows, slots)`.
     """
 
-    index: np.ndarray
+    index: np.ndarray  # type: ignore[assignment]  # hides tuple.index
     value: np.ndarray
     lists: tuple[tuple[np.ndarray, np.ndarray], ...]
 
@@ -184,6 +184,7 @@ class Encoder:
             "options": asdict(self.options),
             "num_features": self.num_features,
             "num_embeddings": self.num_embeddings,
+            "list_slots": list(self.list_slots),
             "coders": [coder.meta() for coder in self.coders],
             "vocabularies": list(self.vocabularies),
         }

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from manyhead.autoint.encoder import Encoded, Encoder, EncoderOptions
+from manyhead.autoint.reference import fit_reference
 from manyhead.autoint.sources import Mode, Source
 from manyhead.autoint.vocabulary import factorise, hash_texts
 from manyhead_core.errors import DataError
@@ -33,9 +34,7 @@ def fit_encoder(
         DataError: `split` is not as long as the source, or has no training row.
     """
     if mode == "reference":
-        from manyhead.autoint import reference
-
-        return reference.fit(source)
+        return fit_reference(source)
     return Encoder.fit(_training_rows(source, split), source.schema, options)
 
 
@@ -63,7 +62,7 @@ def group_ids(frame: pd.DataFrame, column: str | None) -> np.ndarray:
         return np.full(len(frame), -1, dtype=np.int64)
     codes, texts = factorise(frame[column])
     hashed = (hash_texts(texts) >> np.uint64(1)).astype(np.int64)
-    return np.append(hashed, -1)[codes]
+    return np.asarray(np.append(hashed, -1)[codes], dtype=np.int64)
 
 
 def _training_rows(source: Source, split: np.ndarray) -> Iterator[pd.DataFrame]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -55,8 +56,9 @@ def inspect(
         name = label or find_label(frame)
         columns, labels = guessed(frame, name)
         _report(columns, labels, name, len(frame))
-        meaning = draft(columns, name, _delimiter(input)) if write_schema else None
-    if write_schema is not None and meaning is not None:
+        if write_schema is not None:
+            meaning = draft(columns, name, _delimiter(input))
+    if write_schema is not None:
         _write(write_schema, meaning)
 
 
@@ -66,10 +68,9 @@ def guessed(frame: pd.DataFrame, label: str) -> tuple[list[Column], np.ndarray]:
     Raises:
         DataError: The label column is missing or holds no 0 and 1.
     """
-    check_columns([label], [str(name) for name in frame], "--label")
-    # A label that is a count can still be judged: more than 0 is a click.
+    check_columns([label], [str(name) for name in frame.columns], "--label")
     labels = clean_labels(frame[label], Schema(label, (Field("any", "category"),)))
-    names = [str(name) for name in frame if name != label]
+    names = [name for name in map(str, frame.columns) if name != label]
     columns = [describe(frame, labels, Field(name, "category"), False) for name in names]
     return columns, labels
 
@@ -99,9 +100,9 @@ def _report(columns: list[Column], labels: np.ndarray, label: str, rows: int) ->
         console.say(f"label {label}: all rows are {labels[0]:g}; a model needs both classes")
 
 
-def _first(frames: object, rows: int) -> pd.DataFrame:
+def _first(frames: Iterator[pd.DataFrame], rows: int) -> pd.DataFrame:
     parts: list[pd.DataFrame] = []
-    for frame in frames:  # type: ignore[attr-defined]
+    for frame in frames:
         parts.append(frame.iloc[: rows - sum(map(len, parts))])
         if sum(map(len, parts)) >= rows:
             break

@@ -170,10 +170,18 @@ class RowLoader:
 
     def _load(self) -> None:
         """Copy all rows to memory, once for all epochs."""
-        if self._resident is None:
-            blocks = [columns(block) for block in self.store.blocks()]
-            joined = (torch.cat(parts) for parts in zip(*blocks, strict=True))
-            self._resident = [part.to(self.device or "cpu") for part in joined]
+        if self._resident is not None:
+            return
+        resident = [
+            torch.empty((len(self.store), *shape), dtype=dtype, device=self.device)
+            for shape, dtype in self._buffers.shapes
+        ]
+        done = 0
+        for block in self.store.blocks():
+            for part, column in zip(resident, columns(block), strict=True):
+                part[done : done + len(column)] = column
+            done += len(block.label)
+        self._resident = resident
 
     def _from_memory(self, start: int, blocks: Array, number: int) -> _Window:
         """A window in its final order, gathered from resident rows."""
@@ -205,7 +213,7 @@ class _Buffers:
     """
 
     def __init__(self, like: list[Tensor], pin_memory: bool) -> None:
-        self._shapes = [(column.shape[1:], column.dtype) for column in like]
+        self.shapes = [(column.shape[1:], column.dtype) for column in like]
         self._pin_memory = pin_memory
         self._kept: list[list[Array]] = []
 
@@ -214,13 +222,13 @@ class _Buffers:
         if self._pin_memory:
             return [
                 torch.empty((rows, *shape), dtype=dtype, pin_memory=True)
-                for shape, dtype in self._shapes
+                for shape, dtype in self.shapes
             ]
         kept = next((arrays for arrays in self._kept if _is_free(arrays, rows)), None)
         if kept is None:
             self._kept = [arrays for arrays in self._kept if not _is_free(arrays, 0)]
             kept = [
-                torch.empty((rows, *shape), dtype=dtype).numpy() for shape, dtype in self._shapes
+                torch.empty((rows, *shape), dtype=dtype).numpy() for shape, dtype in self.shapes
             ]
             self._kept.append(kept)
         return [torch.from_numpy(array)[:rows] for array in kept]
@@ -244,10 +252,10 @@ class _Window(NamedTuple):
         """Place after the last row."""
         return self.start + len(self.parts[0])
 
-    def rows(self, low: int, high: int) -> list[Tensor]:
-        """Rows of places `low` to `high`, as far as they lie in this window, as views."""
+    def rows(self, low: int, high: int, copy: bool) -> list[Tensor]:
+        """Rows of places `low` to `high`, as far as they lie in this window; views or copies."""
         low, high = max(low, self.start) - self.start, min(high, self.end) - self.start
-        return [part[low:high] for part in self.parts]
+        return [part[low:high].clone() if copy else part[low:high] for part in self.parts]
 
 
 class _Stream:
@@ -265,10 +273,14 @@ class _Stream:
                 self._window = None  # let go of it before the next one is made
                 self._window = next(self._windows)
                 continue
-            pieces.append(self._window.rows(low, high))
+            pieces.append(self._window.rows(low, high, copy=self._is_near_end(low, high)))
             low = min(high, self._window.end)
             if low == high:
                 break
         if len(pieces) == 1:
             return from_columns(pieces[0])
         return from_columns([torch.cat(parts) for parts in zip(*pieces, strict=True)])
+
+    def _is_near_end(self, low: int, high: int) -> bool:
+        # A caller that still holds the batch before would keep this window beside two new ones.
+        return self._window is not None and high + 2 * (high - low) > self._window.end

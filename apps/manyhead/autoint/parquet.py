@@ -17,7 +17,7 @@ from manyhead.autoint.store import BLOCK_ROWS, Array, Block
 from manyhead_core.errors import DataError
 
 # Rows that are laid side by side at a time: the matrix of so many rows stays in the cache.
-TILE_ROWS = 2048
+TILE_ROWS = 8192
 # Columns beside the fields that this suite writes.
 ROW, GROUP = "manyhead_row", "manyhead_group"
 
@@ -123,7 +123,7 @@ def _ahead(pool: ThreadPoolExecutor, batches: Iterator[Any]) -> Iterator[Any]:
 
 def _parquet(file: Path) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(file, memory_map=False)
+        return pq.ParquetFile(file, memory_map=True, pre_buffer=False)
     except (OSError, pa.ArrowInvalid) as err:
         reason = str(err).splitlines()[0]
         raise DataError(f"{file}: cannot be read as Parquet: {reason}") from err
@@ -153,8 +153,10 @@ def _single(column: pa.Array, field: EncodedField, file: Path) -> tuple[Any, Any
         column = column.fill_null(0)
     found = _array(column)
     if field.kind == "number":
-        found = found if present is None else np.where(present, found, 0)
-        return None, np.nan_to_num(found.astype(np.float32), copy=False, nan=0.0)
+        numbers = found.astype(np.float32)
+        real = np.isfinite(numbers)
+        present = real if present is None else present & real
+        return None, numbers if present.all() else np.where(present, numbers, np.float32(0))
     _check_ids(found, field, file)
     if field.padding is not None:
         real = found != field.padding

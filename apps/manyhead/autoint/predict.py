@@ -72,7 +72,7 @@ class Scorer:
 def as_rows(encoded: Encoded, frame: pd.DataFrame, encoder: Encoder) -> Rows:
     """Encoded arrays as tensors; rows without a label get NaN."""
     label = frame.get(encoder.schema.label)
-    labels = np.full(len(frame), np.nan) if label is None else label.to_numpy(dtype=np.float64)
+    labels = np.full(len(frame), np.nan) if label is None else label.to_numpy(dtype=np.float64, copy=True)
     return Rows(
         torch.from_numpy(encoded.index),
         torch.from_numpy(encoded.value),

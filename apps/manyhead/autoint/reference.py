@@ -23,7 +23,7 @@ MOVIELENS_1M_ROWS = 3600  # rows of the published embedding table
 GENRE_SLOTS = 6
 
 
-def fit(source: Source) -> Encoder:
+def fit_reference(source: Source) -> Encoder:
     """The encoder of the published results of a data set.
 
     It counts all rows, test rows among them: rare values of the test part leak into the
@@ -150,7 +150,9 @@ def fit_movielens(source: MovieLensSource) -> Encoder:
         "release_year": [*DECADES, *(str(year) for year in range(1970, 2001))],
     }
     values["genres"] = [genre for genre in values["genres"] if genre]
-    vocabularies, padding, total = {}, (), 1
+    vocabularies: dict[str, Vocabulary] = {}
+    padding: tuple[int, ...] = ()
+    total = 1
     for name, texts in values.items():
         vocabularies[name] = Vocabulary(texts, total + np.arange(len(texts)))
         total += len(texts)

@@ -21,7 +21,7 @@ class Rows(NamedTuple):
         group: User or other unit that rows belong to, int64 `(batch,)`; -1 for none.
     """
 
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody needs
     value: Tensor
     lists: tuple[tuple[Tensor, Tensor], ...]
     label: Tensor

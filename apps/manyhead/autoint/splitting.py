@@ -150,7 +150,7 @@ def by_group(group: np.ndarray, fractions: Sequence[float], seed: int) -> np.nda
     middle = (np.cumsum(sizes[order]) - sizes[order] / 2) / len(group)
     part = np.empty(len(sizes), dtype=np.int8)
     part[order] = _part_of(middle, fractions)
-    return part[own]
+    return np.asarray(part[own])
 
 
 def by_time(time: np.ndarray, fractions: Sequence[float]) -> np.ndarray:
@@ -233,7 +233,7 @@ def as_times(values: np.ndarray, column: str | None) -> np.ndarray:
     if numbers.isna().any():
         dates = pd.to_datetime(column_of, errors="coerce", utc=True, format="ISO8601")
         if dates.isna().any():
-            row = int(dates.isna().idxmax())
+            row = int(dates.isna().to_numpy().argmax())
             raise DataError(
                 f"time column {column}, row {row}: {values[row]!r} is neither a number nor a date "
                 "such as 2024-05-31 13:00:00"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import mmap
 import os
 from collections.abc import Iterator, Sequence
@@ -53,7 +54,7 @@ class Block(NamedTuple):
         group: Group of the row, -1 for none, int64, `(rows,)`.
     """
 
-    index: Array
+    index: Array  # type: ignore[assignment]  # tuple has a method of this name
     value: Array
     lists: tuple[tuple[Array, Array], ...]
     label: Array
@@ -193,9 +194,9 @@ class Store:
         self.layout = Layout(about["singles"], tuple(about["slots"]))
         self.block_rows: int = about["block_rows"]
         self.num_blocks: int = self._file.num_record_batches
-        self._base = pa.py_buffer(self._memory).address
-        last = self._file.get_batch(self.num_blocks - 1).num_rows if self.num_blocks else 0
-        self._rows = max(self.num_blocks - 1, 0) * self.block_rows + last
+        self._base: int = pa.py_buffer(self._memory).address
+        last: int = self._file.get_batch(self.num_blocks - 1).num_rows if self.num_blocks else 0
+        self._rows: int = max(self.num_blocks - 1, 0) * self.block_rows + last
 
     def __len__(self) -> int:
         return self._rows
@@ -214,19 +215,19 @@ class Store:
         return (self.block(number) for number in range(self.num_blocks))
 
     def _view(self, column: pa.Array) -> Tensor:
-        rows, shape = len(column), (len(column),)
-        width = 1
+        shape: tuple[int, ...] = (len(column),)
         if pa.types.is_fixed_size_list(column.type):
-            width = column.type.list_size
-            column, shape = column.values, (rows, width)
+            shape += (column.type.list_size,)
+            column = column.values
         kind = {4: torch.float32, 8: torch.int64}[column.type.bit_width // 8]
         if pa.types.is_int32(column.type):
             kind = torch.int32
-        if rows * width == 0:
+        count = math.prod(shape)
+        if not count:
             return torch.empty(shape, dtype=kind)
         offset = column.buffers()[1].address - self._base
         offset += column.offset * column.type.bit_width // 8
-        view = torch.frombuffer(self._memory, dtype=kind, count=rows * width, offset=offset)
+        view = torch.frombuffer(self._memory, dtype=kind, count=count, offset=offset)
         return view.view(shape)
 
 

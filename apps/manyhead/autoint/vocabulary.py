@@ -28,15 +28,16 @@ def factorise(column: pd.Series[Any], missing: Sequence[str] = ()) -> tuple[np.n
     """
     codes, values = pd.factorize(column)
     texts = _as_text(values)
-    gone = np.isin(texts, np.array(["", *missing], dtype=object)) if len(texts) else []
-    if np.any(gone):
+    gone = np.isin(texts, np.array(["", *missing], dtype=object))
+    if gone.any():
         codes = np.where(np.append(gone, False)[codes], -1, codes)
     return codes, texts
 
 
 def hash_texts(texts: np.ndarray) -> np.ndarray:
     """Stable 64-bit hashes, uint64, one per text."""
-    return pd.util.hash_array(texts.astype(object), hash_key=HASH_KEY, categorize=False)
+    hashed = pd.util.hash_array(texts.astype(object), hash_key=HASH_KEY, categorize=False)
+    return np.asarray(hashed, dtype=np.uint64)
 
 
 class Counter:
@@ -97,7 +98,7 @@ class Vocabulary:
 
     def find(self, texts: np.ndarray) -> np.ndarray:
         """Positions of the texts in the dictionary, -1 for unknown ones."""
-        return self.index.get_indexer(pd.Index(texts, dtype=object))
+        return np.asarray(self.index.get_indexer(pd.Index(texts, dtype=object)))
 
     def tensors(self, prefix: str) -> dict[str, Tensor]:
         """Contents as tensors: utf-8 bytes, where each text ends, ids."""

@@ -155,4 +155,6 @@ def _check(query: Tensor, key: Tensor, mask: Tensor | None) -> None:
             f"heads: {query.shape[1]} query heads are no multiple of {key.shape[1]} key heads"
         )
     if mask is not None and mask.dtype != torch.bool:
-        raise ConfigError(f"mask: {mask.dtype} is not boolean; pass True where attending is allowed")
+        raise ConfigError(
+            f"mask: {mask.dtype} is not boolean; pass True where attending is allowed"
+        )

@@ -50,8 +50,7 @@ class Arguments:
         names = {word.removeprefix(prefix).rstrip("+") for word in words}
         if files:
             for path in self.configs:
-                content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-                names |= set(_leaves(content.get(group) or {}))
+                names |= set(_leaves(_content(path).get(group) or {}))
         return names
 
 
@@ -72,6 +71,7 @@ def expand(app: App, command: str, words: Sequence[str]) -> Arguments:
     for option, value in _options(words):
         if option in ("-c", "--config") and value is not None:
             found.configs.append(resolve(app, value))
+            _content(found.configs[-1])
             names.append(found.configs[-1].stem)
         elif option == SHORTCUT[command] and value is not None:
             folder = Path(value)
@@ -119,6 +119,20 @@ def _use_run(found: Arguments, folder: Path, option: str) -> None:
         found.checkpoint = folder / "checkpoints" / f"{name}.ckpt"
         if not found.checkpoint.is_file():
             raise UserError(f"{option}: {folder} holds no checkpoints/{name}.ckpt yet")
+
+
+def _content(path: Path) -> Mapping[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as err:
+        raise UserError(f"--config: cannot read {path}: {err}") from err
+    except yaml.YAMLError as err:
+        mark = getattr(err, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"--config: {path}{line}: is not valid YAML") from err
+    if not isinstance(content or {}, Mapping):
+        raise UserError(f"--config: {path} must hold groups such as model, data and trainer")
+    return content or {}
 
 
 def _leaves(content: Any, prefix: str = "") -> Iterator[str]:

@@ -26,11 +26,12 @@ def hyper_parameters(path: Path, app: str) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as err:
         raise WeightsError(f"--ckpt_path: {path} is damaged or not a checkpoint") from err
-    if not isinstance(content, dict) or "manyhead" not in content:
+    ours = content.get("manyhead") if isinstance(content, dict) else None
+    if not isinstance(ours, dict) or "hyper_parameters" not in content:
         raise WeightsError(
             f"--ckpt_path: {path} was not written by fit; convert foreign weights with import"
         )
-    found = content["manyhead"].get("app")
+    found = ours.get("app")
     if found and found != app:
         raise WeightsError(f"--ckpt_path: {path} belongs to the app {found}, not to {app}")
     return dict(content["hyper_parameters"])

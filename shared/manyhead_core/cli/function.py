@@ -42,7 +42,7 @@ def run_function(
     injected = [{"app": app, "apps": apps}[p.name] for p in parameters[:1] if p.name in INJECTED]
     own = parameters[len(injected) :]
     parser = _parser(function, prog, own)
-    values = parser.instantiate_classes(parser.parse_args(list(arguments)))
+    values = parser.built(parser.parse_args(list(arguments)))
     positional = [values[p.name] for p in own if p.kind is p.POSITIONAL_ONLY]
     options = {p.name: values[p.name] for p in own if p.kind is not p.POSITIONAL_ONLY}
     code = function(*injected, *positional, **options)

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import Namespace
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.callbacks import EarlyStopping, LearningRateMonitor
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -19,7 +21,7 @@ from pytorch_lightning.utilities.seed import isolate_rng
 from manyhead_core.app import App
 from manyhead_core.cli import checkpoint, console
 from manyhead_core.cli.arguments import Arguments, expand, without
-from manyhead_core.cli.parser import CommandParser
+from manyhead_core.cli.parser import KEEP_NONE, CommandParser
 from manyhead_core.cli.process import surroundings
 from manyhead_core.cli.training_parser import TrainingParser
 from manyhead_core.errors import ConfigError, WeightsError
@@ -72,7 +74,7 @@ class SaveConfig(SaveConfigCallback):
         config = self.config.clone()
         config.ckpt_path = None
         path = self.folder / self.config_filename
-        self.parser.save(config, path, skip_none=False, overwrite=True, multifile=False)
+        self.parser.save(config, path, overwrite=True, multifile=False, **KEEP_NONE)
 
 
 class TrainingCLI(LightningCLI):
@@ -211,7 +213,15 @@ class TrainingCLI(LightningCLI):
         if given["enable_progress_bar"] is None:
             given["enable_progress_bar"] = bar.__class__.__name__ == "RichProgressBar"
             callbacks.append(bar)
-        return self._instantiate_trainer(given | kwargs, callbacks)
+        try:
+            return self._instantiate_trainer(given | kwargs, callbacks)
+        except MisconfigurationException as err:
+            if "backend found" not in str(err):
+                raise
+            raise ConfigError(
+                f"--trainer.accelerator {given['accelerator']}: this machine has no such device; "
+                "use cpu or auto"
+            ) from err
 
     def _fit_callbacks(self) -> list[Callback]:
         options, app = self.options, self.app
@@ -238,6 +248,11 @@ class TrainingCLI(LightningCLI):
             identity["checkpoint_hash"] = checkpoint.file_hash(path)
         seed, copy = self.options.seed_everything, self.options.json
         return Results(self.app, self.folder, self.options.name, int(seed), identity, copy)
+
+    def _dump_config(self) -> None:
+        """Keep the configuration as plain values in `config_dump`."""
+        dumped = self.parser.dump(self.config, skip_link_targets=False, format="yaml", **KEEP_NONE)
+        self.config_dump = yaml.safe_load(dumped)[self.command]
 
     def _config_hash(self) -> str:
         self._dump_config()
@@ -321,4 +336,4 @@ def _build(kind: Any, options: Namespace, group: str, *, instantiate: bool = Tru
     parser.add_class_arguments(
         kind, group, fail_untyped=False, sub_configs=True, instantiate=instantiate
     )
-    return parser.instantiate_classes(Namespace({group: options[group]}))[group]
+    return parser.built(Namespace({group: options[group]}))[group]

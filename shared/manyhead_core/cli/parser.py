@@ -7,10 +7,14 @@ from argparse import Action
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser, DefaultHelpFormatter
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
 from manyhead_core.cli import console
 from manyhead_core.errors import UserError
+
+# jsonargparse 4.49 has new names and warns at the old ones.
+RENAMED = hasattr(ArgumentParser, "instantiate")
+KEEP_NONE: dict[str, Any] = {"skip_unset" if RENAMED else "skip_none": False}
 
 
 class OneLineErrors:
@@ -46,7 +50,13 @@ class CommandParser(OneLineErrors, ArgumentParser):
     """Parser of a command that is a plain function."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, formatter_class=PlainTypes, **options)
+        super().__init__(*args, formatter_class=PlainTypes, allow_abbrev=False, **options)
+
+    def built(self, values: Namespace) -> Namespace:
+        """`values` with config dataclasses and classes in place of their settings."""
+        build = self.instantiate if RENAMED else self.instantiate_classes
+        found: Namespace = build(values)
+        return found
 
 
 def program_name(prog: str) -> str:
@@ -67,9 +77,9 @@ def shorten(message: str, cause: BaseException | None, options: list[str]) -> st
     )
     if isinstance(cause, UserError):
         return str(cause)
-    unknown = re.search(r"[Uu]nrecognized arguments?: (.+?)(?:\.|$|\s*Did you mean)", message)
+    unknown = re.search(r"[Uu]nrecognized arguments?: (\S+)", message)
     if unknown:
-        return _unknown_option(unknown[1].strip(), options)
+        return _unknown_option(unknown[1].rstrip("."), options)
     lines = [line.strip(" -") for line in message.splitlines() if line.strip(" -")]
     lines = [line for line in lines if not re.match(r"(Does not validate|Problem.*:$)", line)]
     text = " ".join(" ".join(lines).split())
@@ -77,11 +87,28 @@ def shorten(message: str, cause: BaseException | None, options: list[str]) -> st
     text = re.sub(r"""Validation failed: """, "", text)
     if key and key[1] not in text:
         text = f"{key[1]}: {text}"
-    return text
+    return _plain_types(text)
 
 
-def _unknown_option(arguments: str, options: list[str]) -> str:
-    first = arguments.split()[0].split("=")[0]
+def _plain_types(text: str) -> str:
+    """A type error without the notation of Python's type system."""
+    found = re.search(
+        r"^(.*?)(?:Subtypes: .*)?(Expected .*?) Given value type: .*Given value: (.*)$", text
+    )
+    if found is None:
+        return text
+    wanted = re.findall(r"Expected (?:an? )?(.+?)\.?(?= Expected |$)", found[2])
+    names = dict.fromkeys(_plain_type(name) for name in wanted)
+    return f"{found[1]}got {found[3]!r}, expected {' or '.join(names)}"
+
+
+def _plain_type(name: str) -> str:
+    name = re.sub(r"<class '([\w.]+)'>", r"\1", name).replace("NoneType", "null")
+    return re.sub(r"typing\.Literal\[(.*?)\]", r"\1", name)
+
+
+def _unknown_option(argument: str, options: list[str]) -> str:
+    first = argument.split("=")[0]
     near = get_close_matches(first, options, n=1)
     hint = f"did you mean {near[0]}?" if near else "see --help"
     return f"unknown option {first}; {hint}"

@@ -54,7 +54,7 @@ class TrainingParser(OneLineErrors, LightningArgumentParser):
     """LightningCLI's parser with one-line errors and a readable help."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, formatter_class=ShortHelp, **options)
+        super().__init__(*args, formatter_class=ShortHelp, allow_abbrev=False, **options)
 
     def format_help(self, formatter: Any = None) -> str:
         """The help; with -v it lists what Lightning offers beside the usual options."""

@@ -16,7 +16,9 @@ from manyhead_core.data.check import check
 WIDTH = 100
 
 
-def list_cards(apps: Mapping[str, App], app: str | None = None, domain: str | None = None) -> None:
+def list_cards(
+    apps: Mapping[str, App], app: str | None = None, /, domain: str | None = None
+) -> None:
     """List the data sets that the suite knows, with access and licence.
 
     Args:

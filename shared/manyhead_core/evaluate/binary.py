@@ -41,7 +41,9 @@ __all__ = [
 
 Array = NDArray[Any]
 
+# Above this many rows DeLong gives the interval of the area, and draws are fewer.
 MANY_ROWS = 200_000
+ROW_DRAWS = 200_000_000
 FEW_DRAWS = 200
 
 
@@ -226,8 +228,7 @@ def _intervals(
     rows: BinaryRows, statistics: BinaryStatistics, draws: int, seed: int
 ) -> tuple[dict[str, tuple[float | None, float | None]], dict[str, Any]]:
     number = len(rows.labels)
-    used = draws if number <= MANY_ROWS else max(FEW_DRAWS, draws * MANY_ROWS // number)
-    used = min(used, draws)
+    used = draws if number <= MANY_ROWS else min(draws, max(FEW_DRAWS, ROW_DRAWS // number))
     unit = "row" if rows.groups is None else "group"
     units = np.arange(number) if rows.groups is None else rows.groups
     values = bootstrap(statistics, units, used, seed)

@@ -23,6 +23,7 @@ from manyhead_core.evaluate.predictions import Results, read_results
 
 FORMAT = 1
 KIND = "temperature"
+NAME = "calibration.json"
 
 
 def calibrate(app: App, run: Path, /, out: Path | None = None, bias: bool = False) -> None:
@@ -48,6 +49,17 @@ def calibrate(app: App, run: Path, /, out: Path | None = None, bias: bool = Fals
     content["checkpoint_hash"] = validation.metrics.get("checkpoint_hash")
     replace_json(path, content | {"effect": effects})
     _show(app, fitted, effects, path)
+
+
+def saved_temperature(results: Results) -> Temperature | None:
+    """The calibration in the run folder, if it was fitted for the checkpoint of these results."""
+    file = results.folder / NAME
+    if not file.is_file():
+        return None
+    content = read_json(file)
+    if content.get("checkpoint_hash") != results.metrics.get("checkpoint_hash"):
+        return None
+    return Temperature(content["temperature"], content["bias"])
 
 
 def _validation(app: App, run: Path) -> Results:
@@ -88,7 +100,7 @@ def _quality(rows: BinaryRows, scores: Any) -> dict[str, float]:
 
 
 def _target(run: Path, out: Path | None) -> Path:
-    path = out or run / "calibration.json"
+    path = out or run / NAME
     if path.exists() and (path.is_dir() or read_json(path).get("kind") != KIND):
         raise UserError(f"--out: {path} exists and is no calibration; choose another name")
     return path

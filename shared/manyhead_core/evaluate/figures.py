@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
 from manyhead_core.evaluate.calibration import Bin
-from manyhead_core.evaluate.palette import GRID, INK, MUTED, SERIES
+from manyhead_core.evaluate.palette import GRID, INK, MUTED, SERIES, SURFACE
 from manyhead_core.evaluate.ranking import roc_curve
 
 Array = NDArray[Any]
@@ -108,7 +108,7 @@ def histogram(labels: ArrayLike, scores: ArrayLike, num_bins: int = 40) -> Figur
 
 
 def heatmap(values: ArrayLike, names: Sequence[str], query: str = "", key: str = "") -> Figure:
-    """A square map with named rows and columns; the deeper the colour, the larger the value.
+    """A square map with named rows and columns; the stronger the colour, the larger the value.
 
     Args:
         values: Not negative, `(names, names)`.
@@ -126,8 +126,9 @@ def heatmap(values: ArrayLike, names: Sequence[str], query: str = "", key: str =
     # Transparency instead of a colour map: the cells then suit a light and a dark page alike.
     panel.add_collection(PatchCollection(cells, facecolor=SERIES[0], alpha=shades, linewidths=0))
     if size <= NUMBERS_UP_TO:
-        _numbers(panel, matrix)
+        _numbers(panel, matrix, shades.reshape(matrix.shape))
     panel.set(xlim=(0, size), ylim=(size, 0), aspect="equal")
+    panel.set_title(f"strongest colour: {top:.3g}", fontsize=SMALL, color=MUTED, loc="right")
     centres = np.arange(size) + 0.5
     panel.set_xticks(centres, names, rotation=90)
     panel.set_yticks(centres, names)
@@ -181,7 +182,7 @@ def curves(panels: Mapping[str, Mapping[str, tuple[ArrayLike, ArrayLike]]], x: s
         panels: By quantity, then by name of the curve: x and y.
         x: What the horizontal axis counts.
     """
-    figure, axes = canvas(3.4 * len(panels), 2.9, columns=len(panels))
+    figure, axes = canvas(3.0 * len(panels), 2.7, columns=len(panels))
     for panel, (title, lines) in zip(axes, panels.items(), strict=True):
         for number, (name, (steps, values)) in enumerate(lines.items()):
             line = _thin(np.asarray(steps), np.asarray(values))
@@ -253,10 +254,11 @@ def _legend(panel: Axes, place: str) -> None:
     panel.legend(**style)
 
 
-def _numbers(panel: Axes, matrix: Array) -> None:
-    style: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 7, "color": INK}
+def _numbers(panel: Axes, matrix: Array, shades: Array) -> None:
+    style: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 7}
     for (i, j), value in np.ndenumerate(matrix):
-        panel.text(j + 0.5, i + 0.5, f"{value:.2f}".removeprefix("0"), **style)
+        colour = SURFACE if shades[i, j] > 0.6 else INK
+        panel.text(j + 0.5, i + 0.5, f"{value:.2f}".removeprefix("0"), color=colour, **style)
 
 
 def _colour(number: int) -> str:

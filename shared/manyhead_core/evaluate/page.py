@@ -15,7 +15,8 @@ from manyhead_core.cli import console
 from manyhead_core.errors import DataError
 from manyhead_core.evaluate import figures
 from manyhead_core.evaluate.binary import BinaryRows, binary_rows
-from manyhead_core.evaluate.calibration import reliability
+from manyhead_core.evaluate.calibrate import saved_temperature
+from manyhead_core.evaluate.calibration import calibration_error, reliability
 from manyhead_core.evaluate.html import Page
 from manyhead_core.evaluate.predictions import Results, read_results
 
@@ -34,6 +35,7 @@ LIMITS = (
     "places or times, about the effect of acting on a prediction, or about the chance of the "
     "training seed, which an interval over test samples does not contain."
 )
+PANELS = 3
 RESEARCH_ONLY = "Research use only, not a medical device."
 
 
@@ -69,7 +71,7 @@ def build(app: App, results: Results) -> Page:
     if "score" in results.frame:
         rows = binary_rows(results.frame)
         _ranking(page, rows)
-        _calibration(page, rows)
+        _calibration(page, rows, results)
     _segments(page, metrics)
     _groups(page, metrics)
     _training(page, results.folder)
@@ -131,13 +133,23 @@ def _ranking(page: Page, rows: BinaryRows) -> None:
     page.figure("Predicted probabilities of the two classes, each with area 1.", spread)
 
 
-def _calibration(page: Page, rows: BinaryRows) -> None:
+def _calibration(page: Page, rows: BinaryRows, results: Results) -> None:
     page.section("Calibration")
     bins = reliability(rows.labels, rows.scores)
+    curves = {"model": bins}
+    fitted = saved_temperature(results)
+    if fitted is not None:
+        calibrated = reliability(rows.labels, fitted.apply(rows.scores))
+        curves["with temperature"] = calibrated
+        page.paragraph(
+            f"A temperature of {fitted.temperature:.3f}, fitted on the validation samples, moves "
+            f"the expected calibration error from {calibration_error(bins):.4f} to "
+            f"{calibration_error(calibrated):.4f}."
+        )
     page.figure(
         "Observed share against predicted probability in 15 bins of equal width. On the dashed "
         "diagonal both agree; a larger point stands for more samples.",
-        figures.reliability({"model": bins}),
+        figures.reliability(curves),
     )
     table = [
         [f"{b.low:.3f} to {b.high:.3f}", f"{b.count:,}", _number(b.predicted), _number(b.observed)]
@@ -198,8 +210,8 @@ def _training(page: Page, folder: Path) -> None:
         return
     page.section("Training")
     names = list(panels)
-    for start in range(0, len(names), 2):
-        chosen = {name: panels[name] for name in names[start : start + 2]}
+    for start in range(0, len(names), PANELS):
+        chosen = {name: panels[name] for name in names[start : start + PANELS]}
         caption = f"Learning curves: {', '.join(chosen)}, by optimiser step."
         page.figure(caption, figures.curves(chosen, "step"))
 
@@ -231,7 +243,13 @@ def _origin(page: Page, app: App, results: Results) -> None:
     if environment:
         rows = [[name, value] for name, value in environment.items()]
         page.table("Environment of the test run", ["part", "version"], rows)
-    page.code("The same steps by hand", f"manyhead {app.name} test --run {results.folder.name}")
+    name, seed = metrics.get("config", "NAME"), metrics.get("seed", 0)
+    steps = [
+        f"manyhead {app.name} fit --config {name} --data.root FOLDER --seed_everything {seed}",
+        f"manyhead {app.name} test --run RUN_FOLDER",
+        f"manyhead {app.name} report RUN_FOLDER",
+    ]
+    page.code("The same steps by hand", "\n".join(steps))
     config = results.folder / "config.yaml"
     if config.is_file():
         page.code("Configuration (folders without their path)", public_config(config))

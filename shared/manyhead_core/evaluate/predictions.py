@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,22 +94,25 @@ def read_predictions(folder: Path) -> pd.DataFrame:
     if not path.is_file():
         raise DataError(f"{folder}: holds no predictions.csv; {_remedy(folder)}")
     try:
-        names = list(pd.read_csv(path, nrows=0).columns)
-        text = [name for name in names if name in TEXT or name.startswith("segment_")]
-        numbers = [name for name in names if name not in text]
-        frame = pd.read_csv(
-            path,
-            dtype=dict.fromkeys(text, str),
-            keep_default_na=False,
-            na_values={name: ["", "nan"] for name in numbers},
-            float_precision="round_trip",
-        )
+        # Text first: how pandas rounds numbers depends on its version, float() never rounds twice.
+        frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+        names = [str(name) for name in frame]
+        for name in names:
+            if name.startswith("score"):
+                frame[name] = _numbers(frame[name])
+            elif name not in TEXT and not name.startswith("segment_"):
+                with contextlib.suppress(ValueError):  # class names stay text
+                    frame[name] = _numbers(frame[name])
     except (ValueError, OSError) as err:  # pandas' parser errors are ValueErrors
         raise DataError(f"{path}: is damaged; {_remedy(folder)}") from err
     missing = [name for name in REQUIRED if name not in names]
     if missing:
         raise DataError(f"{path}: column {missing[0]} is missing; {_remedy(folder)}")
     return frame
+
+
+def _numbers(values: pd.Series) -> pd.Series:
+    return values.map(lambda text: float(text) if text else math.nan).astype(np.float64)
 
 
 def _remedy(folder: Path) -> str:

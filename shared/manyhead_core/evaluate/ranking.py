@@ -28,11 +28,11 @@ class Ranking:
         values = np.asarray(scores)
         self.order: Array = np.argsort(values, kind="stable")
         ordered = values[self.order]
-        starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
-        ends = np.r_[starts[1:], len(ordered)]
+        starts: Array = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
+        ends: Array = np.r_[starts[1:], len(ordered)]
         self._positive = np.flatnonzero(np.asarray(labels)[self.order] > 0.5)
-        first = np.searchsorted(self._positive, starts)
-        last = np.searchsorted(self._positive, ends)
+        first: Array = np.searchsorted(self._positive, starts)
+        last: Array = np.searchsorted(self._positive, ends)
         # Both areas are sums over positives: steps without any contribute nothing.
         kept = last > first
         self._starts, self._ends = starts[kept], ends[kept]

@@ -72,7 +72,7 @@ def make_cells(
     variants: str,
     seeds: str,
     folds: int,
-    fold_options: tuple[str, str],
+    fold_options: str,
 ) -> list[Cell]:
     """All cells of a sweep, variant by variant.
 
@@ -83,7 +83,7 @@ def make_cells(
         variants: YAML file or text, see `read_variants`.
         seeds: See `read_seeds`.
         folds: Number of folds; 0 for none.
-        fold_options: Options that take the number of the fold, and the number of folds.
+        fold_options: Options of a fold, with the fields {fold} and {folds}.
     """
     files = tuple(resolve(app, name.strip()) for name in config.split(",") if name.strip())
     common = dict(key_value(text, "override") for text in overrides)
@@ -93,10 +93,15 @@ def make_cells(
             for fold in range(folds) if folds else [None]:
                 options = common | changes
                 if fold is not None:
-                    options |= {fold_options[0]: str(fold), fold_options[1]: str(folds)}
+                    options |= _fold(fold_options, fold, folds)
                 chosen = tuple(options.items())
                 cells.append(Cell(app.name, variant, seed, fold, files, chosen))
     return cells
+
+
+def _fold(options: str, fold: int, folds: int) -> dict[str, str]:
+    text = options.replace("{folds}", str(folds)).replace("{fold}", str(fold))
+    return dict(key_value(part, "--fold_options:") for part in text.split(",") if part.strip())
 
 
 def read_seeds(text: str) -> list[int]:

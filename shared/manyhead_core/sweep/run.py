@@ -32,8 +32,7 @@ def sweep(
     variants: str = "",
     seeds: str = "0,1,2",
     folds: int = 0,
-    fold_option: str = "data.fold",
-    folds_option: str = "data.folds",
+    fold_options: str = "data.split=fold,data.folds={folds},data.fold={fold}",
     out: Path = Path("runs/sweep"),
     jobs: int = 1,
     metric: str = "",
@@ -52,8 +51,7 @@ def sweep(
             reference.
         seeds: Seeds, as 0,1,2 or 0-4.
         folds: Number of folds; 0 for the one split of the config.
-        fold_option: Option that takes the number of the fold.
-        folds_option: Option that takes the number of folds.
+        fold_options: Options of the run of one fold; {fold} counts from 0.
         out: Folder of the sweep, of its own.
         jobs: Runs at the same time.
         metric: Metrics of the printed table, separated by commas; default: the metric that selects
@@ -64,7 +62,7 @@ def sweep(
     """
     if jobs < 1 or folds < 0 or folds == 1:
         raise ConfigError("--jobs must be at least 1, and --folds 0 (none) or at least 2")
-    cells = make_cells(app, config, overrides, variants, seeds, folds, (fold_option, folds_option))
+    cells = make_cells(app, config, overrides, variants, seeds, folds, fold_options)
     _claim(app, out, cells)
     if slurm is not None:
         write_script(slurm, _own_command(), len(cells), jobs, f"manyhead-{app.name}")

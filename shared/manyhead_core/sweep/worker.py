@@ -25,7 +25,8 @@ class State:
     Args:
         identity: Hash of everything the cell depends on.
         run: Number of its run folder.
-        status: `started`, `fitted`, `done` or `failed`.
+        status: `started`, `done` or `failed`.
+        fitted: Whether the fit came to its end; then only the test is to be done.
         seconds: Time of the last start.
         error: One line when it failed.
     """
@@ -33,6 +34,7 @@ class State:
     identity: str
     run: str
     status: str = "started"
+    fitted: bool = False
     seconds: float = 0.0
     error: str = ""
 
@@ -81,7 +83,7 @@ def run_cell(cell: Cell, out: Path, threads: int | None = None) -> State:
 def _steps(cell: Cell, out: Path, state: State, threads: int | None) -> str:
     folder = cell.folder(out)
     run = folder / state.run
-    if state.status != "fitted":
+    if not state.fitted:
         resumes = (run / "checkpoints" / "last.ckpt").is_file()
         if resumes:
             words = [cell.app, "fit", "--resume", str(run)]
@@ -93,7 +95,7 @@ def _steps(cell: Cell, out: Path, state: State, threads: int | None) -> str:
         error = _call(words, folder / LOG, threads)
         if error:
             return error
-        state.status = "fitted"
+        state.fitted = True
         _keep(cell, out, state)
     error = _call([cell.app, "test", "--run", str(run)], folder / LOG, threads)
     if not error and not (run / "metrics.json").is_file():

@@ -16,6 +16,9 @@ class RandomState(Callback):
     The state is restored when the checkpoint is loaded, before the loaders start an epoch, and
     once more before the first batch when the run was cut within an epoch: there the loader's
     start has drawn numbers that the uninterrupted run never drew.
+
+    A loader with a state of its own (`state_dict`, `load_state_dict`) gets it back here when the
+    run was cut between two epochs: Lightning restores it within an epoch only.
     """
 
     def __init__(self) -> None:
@@ -31,10 +34,16 @@ class RandomState(Callback):
         restore(state_dict)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Restore once more when the run goes on within an epoch."""
-        if self._loaded is not None and trainer.fit_loop.restarted_mid_epoch:
+        """Restore once more where the start of the loaders has drawn numbers."""
+        loop = trainer.fit_loop
+        pending = loop._combined_loader_states_to_load
+        if self._loaded is not None and (pending or loop.restarted_mid_epoch):
             restore(self._loaded)
         self._loaded = None
+        if pending and loop._combined_loader is not None and loop._data_fetcher is not None:
+            loop._combined_loader._load_state_dicts(pending)
+            loop._combined_loader_states_to_load = []
+            iter(loop._data_fetcher)
 
 
 def capture() -> dict[str, Any]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import csv
-import warnings
 from pathlib import Path
 from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_only
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
+from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 
 from manyhead_core.cli import console
 from manyhead_core.errors import UserError
@@ -70,26 +70,39 @@ class MetricsTable(CSVLogger):
     """
 
     def __init__(self, **place: Any) -> None:
-        super().__init__(**place, flush_logs_every_n_steps=50)
-        self._earlier: list[dict[str, Any]] = []
-
-    def keep(self, before_step: int) -> None:
-        """Keep the rows of the file up to this optimiser step."""
-        file = Path(self.log_dir) / "metrics.csv"
-        if file.is_file():
-            with file.open(newline="", encoding="utf-8") as lines:
-                rows = [row for row in csv.DictReader(lines) if int(row["step"]) < before_step]
-            self._earlier = [{k: v for k, v in row.items() if v != ""} for row in rows]
+        # Every row is written at once: a killed run must not lose its numbers.
+        super().__init__(**place, flush_logs_every_n_steps=1)
 
     @property
     def experiment(self) -> Any:
-        """Lightning's writer, started with the rows to keep."""
+        """The writer of the file; a stand-in in all processes but the first."""
         if self._experiment is None and global_rank() == 0:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", ".*exists and is not empty.*")
-                writer: Any = super().experiment
-            writer.metrics.extend(self._earlier)
+            self._experiment = TableWriter(log_dir=self.log_dir)
         return super().experiment
+
+
+class TableWriter(ExperimentWriter):
+    """Writer that goes on with the file it finds."""
+
+    def _check_log_dir_exists(self) -> None:
+        file = Path(self.metrics_file_path)
+        if file.is_file():
+            with file.open(newline="", encoding="utf-8") as lines:
+                self.metrics_keys = list(csv.DictReader(lines).fieldnames or [])
+
+    def keep(self, before_step: int) -> None:
+        """Drop the rows from this optimiser step on."""
+        file = Path(self.metrics_file_path)
+        if not file.is_file():
+            return
+        with file.open(newline="", encoding="utf-8") as lines:
+            rows = [row for row in csv.DictReader(lines) if int(row["step"]) < before_step]
+        unfinished = file.with_suffix(".unfinished")
+        with unfinished.open("w", newline="", encoding="utf-8") as lines:
+            writer = csv.DictWriter(lines, fieldnames=self.metrics_keys)
+            writer.writeheader()
+            writer.writerows(rows)
+        unfinished.replace(file)
 
 
 class RunFiles(Callback):
@@ -120,7 +133,7 @@ class RunFiles(Callback):
     ) -> None:
         """Keep the logged rows before the checkpoint."""
         for logger in trainer.loggers:
-            if isinstance(logger, MetricsTable):
-                logger.keep(checkpoint["global_step"])
+            if isinstance(logger, MetricsTable) and trainer.is_global_zero:
+                logger.experiment.keep(checkpoint["global_step"])
         if trainer.is_global_zero and trainer.training:
             console.say(f"resuming at step {checkpoint['global_step']}")

@@ -10,6 +10,7 @@ import pandas as pd
 from manyhead.autoint.fields import Field, Schema
 from manyhead.autoint.sources.files import find_file
 from manyhead.autoint.sources.text import TextSource
+from manyhead_core.errors import DataError
 
 COLUMNS = (
     "id", "hour", "C1", "banner_pos", "site_id", "site_domain", "site_category", "app_id",
@@ -30,8 +31,16 @@ class AvazuSource(TextSource):
             read.append("hour")
         for frame in super().chunks(read):
             if len(read) < len(wanted):
-                times = pd.to_datetime(frame["hour"].astype(str), format="%y%m%d%H")
-                frame = frame.assign(hour_of_day=times.dt.hour, weekday=times.dt.weekday)
+                times = pd.to_datetime(
+                    frame["hour"].astype(str), format="%y%m%d%H", errors="coerce"
+                )
+                if times.isna().any():
+                    wrong = hour[times.isna()]
+                    raise DataError(
+                        f"column hour, row {wrong.index[0]}: {wrong.iloc[0]!r} is not of the form "
+                        "YYMMDDHH"
+                    )
+                frame = frame.assign(hour_of_day=times.dt.hour, weekday=times.dt.day_of_week)
             yield frame[wanted]
 
 

@@ -8,7 +8,8 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -21,6 +22,7 @@ from manyhead_core.errors import DataError
 
 CHUNK_ROWS = 200_000
 HASHED_WHOLE = 64 << 20  # bytes; a larger file is told apart by size, time, head and tail
+QUOTE = "quote values that hold the delimiter, or set delimiter in the schema"
 # Texts that mean "no number". In a category they are values: NA is a country.
 NO_NUMBER = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", r"\N")
 
@@ -113,7 +115,7 @@ def read_text(
     delimiter: str,
     chunk_rows: int = CHUNK_ROWS,
 ) -> Iterator[pd.DataFrame]:
-    """Stream columns of a delimited text file; numbers as float64, all else as text categories.
+    """Stream columns of a delimited text file; numbers as float64, all else as text.
 
     Args:
         path: Plain or .gz file.
@@ -128,50 +130,61 @@ def read_text(
     names = list(schema.header) or header_of(path, delimiter)
     check_columns(columns, names, path.name)
     numbers = {c: f for c, f in number_columns(schema).items() if c in columns}
-    gaps: dict[Any, Any] = {
-        c: [*NO_NUMBER, *numbers[c].missing] if c in numbers else [""] for c in columns
+    gaps = [[*NO_NUMBER, *numbers[c].missing] if c in numbers else [""] for c in names]
+    # Never "category": it turns texts into numbers where a whole chunk looks numeric, so that 007
+    # and 7, or 1.10 and 1.1, become one value in some chunks and two in others.
+    kinds = [np.float64 if c in numbers else object for c in names]
+    # A choice of columns switches off the check that every row has the same number of values.
+    everything = set(schema.columns) <= set(columns)
+    options: dict[str, Any] = {
+        "sep": delimiter,
+        "skiprows": 0 if schema.header else 1,
+        "usecols": None if everything else [names.index(c) for c in columns],
+        "na_values": dict(enumerate(gaps)),
+        "dtype": dict(enumerate(kinds)),
+        "chunksize": chunk_rows,
     }
-    kinds: dict[Any, Any] = {c: np.float64 if c in numbers else "category" for c in columns}
-    options: dict[str, Any] = {"na_values": gaps, "dtype": kinds, "chunksize": chunk_rows}
     try:
-        yield from _stream(path, schema, names, columns, delimiter, options)
-    except ValueError as err:  # also a parser error
-        options |= {"dtype": dict.fromkeys(columns, str)}
-        for frame in _stream(path, schema, names, columns, delimiter, options):
-            for name, field in numbers.items():
-                to_numbers(frame[name], field)
+        yield from _stream(path, names, columns, options)
+    except ValueError as err:
+        _find_text(_stream(path, names, columns, options | {"dtype": object}), numbers)
         raise DataError(f"{path.name}: {' '.join(str(err).split())}") from err
 
 
 def _stream(
-    path: Path,
-    schema: Schema,
-    names: Sequence[str],
-    columns: Sequence[str],
-    delimiter: str,
-    options: dict[str, Any],
+    path: Path, names: Sequence[str], columns: Sequence[str], options: dict[str, Any]
 ) -> Iterator[pd.DataFrame]:
     try:
-        reader = pd.read_csv(
+        with pd.read_csv(
             path,
-            sep=delimiter,
-            header=None if schema.header else 0,
-            names=list(names),
-            usecols=list(columns),
+            header=None,
             keep_default_na=False,
             low_memory=False,
-            encoding="utf-8" if schema.header else "utf-8-sig",
-            index_col=False,
+            encoding="utf-8-sig",
             **options,
-        )
-        with reader:
+        ) as reader:
             for frame in reader:
+                if len(frame.columns) > len(names):
+                    raise DataError(f"{path.name}: {_surplus(len(names), len(frame.columns))}")
+                check_columns(columns, [names[place] for place in frame.columns], path.name)
+                frame.columns = pd.Index([names[place] for place in frame.columns])
                 yield frame[list(columns)]
     except pd.errors.EmptyDataError as err:
         raise DataError(f"{path.name}: is empty") from err
     except pd.errors.ParserError as err:
         line = re.sub(r"^.*C error: ", "", " ".join(str(err).split()))
-        raise DataError(f"{path.name}: {line}") from err
+        raise DataError(f"{path.name}: {line}; {QUOTE}") from err
+
+
+def _surplus(names: int, values: int) -> str:
+    return f"has {values} values per row for {names} columns; {QUOTE}"
+
+
+def _find_text(frames: Iterator[pd.DataFrame], numbers: Mapping[str, Field]) -> None:
+    """Raise with row and value of the first text in a number column."""
+    for frame in frames:
+        for name, field in numbers.items():
+            to_numbers(frame[name], replace(field, missing=(*NO_NUMBER, *field.missing)))
 
 
 def number_columns(schema: Schema) -> dict[str, Field]:

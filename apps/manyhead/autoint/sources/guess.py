@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -78,10 +77,10 @@ def find_label(frame: pd.DataFrame) -> str:
     Raises:
         ConfigError: There is none, or more than one.
     """
-    found = [str(name) for name in frame if str(name).lower() in LABELS]
+    found = [name for name in map(str, frame.columns) if name.lower() in LABELS]
     if len(found) == 1:
         return found[0]
-    names = ", ".join(map(str, (found or list(frame))[:20]))
+    names = ", ".join((found or [str(name) for name in frame.columns])[:20])
     state = "more than one column could be the label" if found else "no column is called label"
     raise ConfigError(f"--label: {state}; name it, one of: {names}")
 
@@ -125,11 +124,11 @@ def alone(codes: np.ndarray, texts: np.ndarray, kind: Kind, label: np.ndarray) -
         return float("nan")
     if kind == "number":
         numbers = np.append(_numbers(texts), np.nan)[codes]
-        score = np.nan_to_num(numbers, nan=float(np.nanmedian(numbers)))
-    else:
-        score = _cross_rates(codes, len(texts), label)
-    auc = roc_auc(label, score)
-    return max(auc, 1 - auc)
+        if np.isnan(numbers).all():
+            return 0.5
+        auc = roc_auc(label, np.nan_to_num(numbers, nan=float(np.nanmedian(numbers))))
+        return max(auc, 1 - auc)
+    return max(roc_auc(label, _cross_rates(codes, len(texts), label)), 0.5)
 
 
 def draft(columns: list[Column], label: str, delimiter: str) -> Schema:
@@ -232,8 +231,8 @@ def _top(texts: np.ndarray, counts: np.ndarray, rows: int) -> str:
 
 
 def _numbers(texts: np.ndarray) -> np.ndarray:
-    values: Any = pd.to_numeric(pd.Series(texts, dtype=object), errors="coerce")
-    return values.to_numpy(np.float64)
+    values = pd.to_numeric(pd.Series(texts, dtype=object), errors="coerce")
+    return np.asarray(values, dtype=np.float64)
 
 
 def _cross_rates(codes: np.ndarray, values: int, label: np.ndarray) -> np.ndarray:
@@ -244,7 +243,8 @@ def _cross_rates(codes: np.ndarray, values: int, label: np.ndarray) -> np.ndarra
         mean = label[~part].mean() if (~part).any() else 0.5
         clicks = np.bincount(places[~part], label[~part], minlength=values + 1)
         shown = np.bincount(places[~part], minlength=values + 1)
-        score[part] = ((clicks + mean) / (shown + 1))[places[part]]
+        # Against the mean of the half: the halves would be told apart by it otherwise.
+        score[part] = ((clicks + mean) / (shown + 1))[places[part]] - mean
     return score
 
 

@@ -149,7 +149,8 @@ def _read_parquet(path: Path, columns: Sequence[str], rows: int) -> Iterator[pd.
     if file.metadata.num_rows == 0:
         raise DataError(f"{path.name}: is empty")
     for batch in file.iter_batches(batch_size=rows, columns=list(columns)):
-        table = pa.Table.from_batches([batch])
+        # What pandas noted about its own types is in the way of the ones chosen here.
+        table = pa.Table.from_batches([batch]).replace_schema_metadata(None)
         for place, column in enumerate(table.itercolumns()):
             # An integer with gaps would become a float and lose the digits of a 64-bit id.
             if pa.types.is_integer(column.type) and column.null_count:

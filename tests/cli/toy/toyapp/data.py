@@ -36,7 +36,8 @@ class Loader:
         if self.seed is not None:
             generator = torch.Generator().manual_seed(self.seed + self.epoch)
             order = torch.randperm(len(order), generator=generator)
-        start, self.position = self.position, 0
+        # The sanity check leaves a validation loader in the middle: only training has a position.
+        start, self.position = (self.position if self.seed is not None else 0), 0
         order = order[: len(self) * self.batch * self.world].view(len(self), self.world, self.batch)
         for step in range(start, len(self)):
             self.position = step + 1

@@ -20,6 +20,7 @@ FIELDS, NUMBERS = 39, 13
 POSITIVES = 0.25
 # Exponent that turns uniform draws into ids of which few are frequent and most are rare.
 SKEW = 4.0
+DRAWN_CHUNKS = 3
 
 
 class Table(NamedTuple):
@@ -96,7 +97,7 @@ def write_parquet(path: Path, rows: int, features: int, size: int = 2**18) -> No
         path: File to write.
         rows: Number of rows.
         features: Ids of all fields together.
-        size: Rows of a row group; no more are in memory at a time.
+        size: Rows of a row group.
     """
     fields = encoded_fields(features)
     kinds = {"number": pa.float32(), "category": pa.int32()}
@@ -115,9 +116,15 @@ def write_parquet(path: Path, rows: int, features: int, size: int = 2**18) -> No
 
 
 def chunks(rows: int, features: int, size: int) -> Iterator[Table]:
-    """The same kind of rows, `size` at a time, so that no more than a chunk is in memory."""
+    """The same kind of rows, `size` at a time, so that few chunks are in memory.
+
+    A handful of chunks is drawn and repeated: what is read and written is the same, and drawing
+    would take longer than writing.
+    """
+    drawn = [table(min(size, rows), features, seed=seed) for seed in range(DRAWN_CHUNKS)]
     for number, start in enumerate(range(0, rows, size)):
-        yield table(min(size, rows - start), features, seed=number)
+        chunk = drawn[number % DRAWN_CHUNKS]
+        yield Table(*(column[: rows - start] for column in chunk))
 
 
 def batch(drawn: Table, device: torch.device) -> Rows:

@@ -1,4 +1,4 @@
-"""Task-specific attention models on one attention core; importing the package loads nothing heavy."""
+"""Task-specific attention models on one attention core; the import loads nothing heavy."""
 
 from __future__ import annotations
 

@@ -6,6 +6,8 @@ from importlib.metadata import entry_points
 
 from manyhead_core.app import App, Command, find
 
+# One row a line reads best here.
+# fmt: off
 # Commands that the core gives to every app; the app's own ones are added in its row.
 CORE_COMMANDS = (
     Command("configs", "list the shipped configs with the number each should reach", "manyhead_core.cli.configs:configs"),
@@ -52,6 +54,7 @@ APPS = (
         ),
     ),
 )
+# fmt: on
 
 
 def apps() -> dict[str, App]:

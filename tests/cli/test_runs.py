@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+import warnings
 
 import pytest
 import torch
@@ -50,6 +51,30 @@ def test_q_leaves_only_the_result(fit):
     done = fit("-q")
     assert done.err == ""
     assert done.out.startswith("best val/loss")
+
+
+def test_v_shows_what_lightning_says(fit, caplog):
+    quick = ("--trainer.max_epochs", "1")
+    assert fit(*quick).code == 0
+    assert not [record for record in caplog.records if record.name.startswith("pytorch_lightning")]
+    assert fit("-v", *quick).code == 0
+    assert "`Trainer.fit` stopped: `max_epochs=1` reached." in caplog.text
+    assert "Tip:" not in caplog.text
+
+
+def test_clipping(fit):
+    assert fit("--trainer.max_epochs", "1", "--trainer.gradient_clip_val", "0.5").code == 0
+
+
+def test_warnings_are_one_line(fit, recwarn):
+    """Lightning's warnings carry a file, a line and a class that tell a user nothing."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        done = fit("--trainer.max_epochs", "1", "--trainer.limit_val_batches", "0")
+    assert done.code in (0, 2)
+    noted = [line for line in done.err.splitlines() if "arning" in line]
+    assert all(line.startswith("manyhead toy: warning: ") for line in noted)
+    assert not recwarn.list
 
 
 def test_runs_are_numbered(fit, tmp_path):

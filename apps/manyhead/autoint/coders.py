@@ -35,7 +35,8 @@ class NumberCoder:
         infinite = np.isinf(numbers)
         numbers[infinite] = np.nan
         scaled = (transform(numbers, self.field.transform) - self.shift) / self.scale
-        return np.nan_to_num(scaled, nan=0.0), int(infinite.sum())
+        # float32 ends at 3.4e38; a number beyond would become infinite there.
+        return np.clip(np.nan_to_num(scaled, nan=0.0), -3e38, 3e38), int(infinite.sum())
 
     def meta(self) -> dict[str, Any]:
         """Plain values for JSON."""

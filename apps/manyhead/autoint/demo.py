@@ -8,12 +8,13 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from manyhead import registry
-from manyhead.autoint.explain import importance_picture, map_picture, sample_rows
+from manyhead.autoint.explain import explain_rows, importance_picture, map_picture, sample_rows
 from manyhead.autoint.interactions import field_maps, pair_interaction, permutation_importance
 from manyhead.autoint.model import AutoInt
 from manyhead.autoint.predict import Scorer
@@ -99,7 +100,7 @@ def _predict_afresh(command: Commands, weights: Path, table: Path, scores: Path)
         raise UserError(f"demo: predict failed in a fresh process: {done.stderr.strip()[-500:]}")
 
 
-def _tell_results(story: Story, results: list[Results], truth: dict) -> None:
+def _tell_results(story: Story, results: list[Results], truth: dict[str, Any]) -> None:
     baseline, ours = results
     [gain] = [
         d for d in compare_results(results) if d.metric == "auroc" and d.difference is not None
@@ -133,10 +134,12 @@ def _metric_row(name: str, *results: Results) -> list[str]:
     return [name, *cells]
 
 
-def _tell_interactions(story: Story, best: Path, table: Path, truth: dict, seed: int) -> None:
+def _tell_interactions(
+    story: Story, best: Path, table: Path, truth: dict[str, Any], seed: int
+) -> None:
     scorer = Scorer.load(registry.get("autoint"), best)
     assert isinstance(scorer.net, AutoInt)  # noqa: S101 - the config trains no baseline
-    _, rows = sample_rows(scorer, table, 4000)
+    frame, rows = sample_rows(scorer, table, 4000)
     fields = scorer.encoder.field_names
     importance = permutation_importance(scorer.net, rows, fields, repeats=3, seed=seed)
     pairs = pair_interaction(scorer.net, rows, fields, repeats=1, seed=seed)
@@ -155,7 +158,9 @@ def _tell_interactions(story: Story, best: Path, table: Path, truth: dict, seed:
             {first["first"], first["second"]} == set(pair),
         )
     )
-    lines = [[r.first, r.second, f"{r.interaction:.3f}"] for r in pairs.head(5).itertuples()]
+    lines = [
+        [str(r.first), str(r.second), f"{r.interaction:.3f}"] for r in pairs.head(5).itertuples()
+    ]
     story.tables.append(
         ("Strongest interactions, in logits", ["field", "field", "strength"], lines)
     )
@@ -166,8 +171,23 @@ def _tell_interactions(story: Story, best: Path, table: Path, truth: dict, seed:
         )
     )
     maps = field_maps(scorer.net, rows, fields)
+    cases = explain_rows(maps, frame, scorer, examples=4, top=3)
+    story.tables.append(_case_table(cases))
     caption = "Mean attention between fields in layer 1: where the model looked, not what it needs"
     story.figures.append((caption, map_picture(maps)))
+
+
+def _case_table(cases: pd.DataFrame) -> tuple[str, list[str], list[list[str]]]:
+    lines = [
+        [str(row), f"{table['score'].iloc[0]:.3f}", _pairs(table)]
+        for row, table in cases.groupby("id", sort=False)
+    ]
+    header = ["row", "probability", "strongest attention (query to key, times an even spread)"]
+    return "A few cases: the two highest and the two lowest scores", header, lines
+
+
+def _pairs(table: pd.DataFrame) -> str:
+    return ", ".join(f"{r.query} to {r.key} {r.ratio:.2f}" for r in table.itertuples())
 
 
 def _reload_check(test: pd.DataFrame, scores: pd.DataFrame) -> Check:

@@ -21,7 +21,7 @@ from manyhead.autoint.coders import (
     NumberCoder,
     coder_from_meta,
 )
-from manyhead.autoint.fields import Field, Schema, nearest
+from manyhead.autoint.fields import Schema, nearest
 from manyhead.autoint.vocabulary import Vocabulary
 from manyhead_core.errors import ConfigError, DataError, WeightsError
 
@@ -243,6 +243,3 @@ def _absent(gone: list[str], frame: pd.DataFrame) -> str:
     more = f" (and {len(gone) - 1} more)" if len(gone) > 1 else ""
     names = ", ".join(str(column) for column in frame.columns[:20])
     return f"column {gone[0]!r}{more} is missing; {hint}the table has: {names}"
-
-
-__all__ = ["Encoded", "Encoder", "EncoderOptions", "Field"]

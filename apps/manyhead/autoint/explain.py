@@ -80,7 +80,7 @@ def explain(
         found["rows"] = explain_rows(maps, frame, scorer, examples, top)
         pictures["maps"] = map_picture(maps)
     found["interactions"] = pair_interaction(scorer.net, encoded, fields, seed=seed)
-    if set(encoded.label.unique().tolist()) == {0.0, 1.0}:
+    if set(encoded.label.tolist()) == {0.0, 1.0}:
         table = permutation_importance(scorer.net, encoded, fields, repeats, seed)
         found["importance"] = table
         pictures["importance"] = importance_picture(table)

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import combinations
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from scipy.special import expit
 from torch import Tensor, nn
 
 from manyhead.autoint.model import AutoInt
@@ -61,13 +61,13 @@ def field_maps(net: AutoInt, rows: Rows, fields: tuple[str, ...], batch: int = 4
         fields: Names in token order.
         batch: Rows at a time.
     """
-    first, total = [], 0
+    first, sums = [], []
     with torch.inference_mode():
         for part in slices(rows, batch):
             maps = net.eval().attention_maps(part.index, part.value, part.lists)
             first.append(maps[0].mean(1))
-            total = total + torch.stack([layer.double().sum(0) for layer in maps])
-    return FieldMaps(fields, torch.cat(first), (total / len(rows.label)).float())
+            sums.append(torch.stack([layer.double().sum(0) for layer in maps]))
+    return FieldMaps(fields, torch.cat(first), (torch.stack(sums).sum(0) / len(rows.label)).float())
 
 
 def permutation_importance(
@@ -111,8 +111,8 @@ def pair_interaction(
 
     For two rows a, b the mixed difference f(a_i, a_j) - f(b_i, a_j) - f(a_i, b_j) + f(b_i, b_j)
     with all other fields of a is zero when fields i and j act additively on the logit. Its root
-    mean square over random pairs of rows is the interaction (Friedman and Popescu 2008, section 8.1,
-    in its finite-difference form).
+    mean square over random pairs of rows is the interaction (Friedman and Popescu 2008,
+    section 8.1, in its finite-difference form).
 
     Returns:
         first, second, interaction (in logits); the strongest pair first.
@@ -164,7 +164,8 @@ def logits(net: nn.Module, rows: Rows, batch: int = 8192) -> np.ndarray:
 
 def probabilities(net: nn.Module, rows: Rows) -> np.ndarray:
     """`(rows,)` click probabilities in float64."""
-    return 1 / (1 + np.exp(-logits(net, rows)))
+    scores: np.ndarray = expit(logits(net, rows))
+    return scores
 
 
 def _mixed_difference(
@@ -191,7 +192,7 @@ def _take(rows: Rows, part: slice) -> Rows:
 
 def _long(maps: Tensor, fields: tuple[str, ...]) -> pd.DataFrame:
     """`(layers, heads, fields, fields)` as one row per entry; layers and heads count from 1."""
-    layers, heads, queries, keys = maps.shape
+    layers, heads = maps.shape[:2]
     names = [range(1, layers + 1), range(1, heads + 1), fields, fields]
     index = pd.MultiIndex.from_product(names, names=["layer", "head", "query", "key"])
     return pd.DataFrame({"weight": maps.reshape(-1).numpy()}, index=index).reset_index()

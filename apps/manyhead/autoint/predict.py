@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import torch
+from scipy.special import expit
 from torch import nn
 
 from manyhead.autoint.encoder import Encoded, Encoder
@@ -66,13 +67,18 @@ class Scorer:
 
     def score(self, frame: pd.DataFrame) -> np.ndarray:
         """Click probabilities, `(rows,)` float64."""
-        return 1 / (1 + np.exp(-logits(self.net, self.rows(frame), self.batch_size)))
+        scores: np.ndarray = expit(logits(self.net, self.rows(frame), self.batch_size))
+        return scores
 
 
 def as_rows(encoded: Encoded, frame: pd.DataFrame, encoder: Encoder) -> Rows:
     """Encoded arrays as tensors; rows without a label get NaN."""
     label = frame.get(encoder.schema.label)
-    labels = np.full(len(frame), np.nan) if label is None else label.to_numpy(dtype=np.float64, copy=True)
+    labels = (
+        np.full(len(frame), np.nan)
+        if label is None
+        else label.to_numpy(dtype=np.float64, copy=True)
+    )
     return Rows(
         torch.from_numpy(encoded.index),
         torch.from_numpy(encoded.value),

@@ -38,7 +38,7 @@ def split(
         format: `table`, or the name of a public data set.
         by: `row`, `group` or `time`; `fold` for stratified folds; `reference` for the published
             split of a public data set.
-        fractions: Share of train, validation and test.
+        fractions: Share of train, validation and test, written [0.8,0.1,0.1].
         seed: Of the random assignment.
         folds: Number of folds.
         fold: Fold that tests, from 0; the next one validates.

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -88,7 +88,7 @@ class Keys:
                 codes, texts = factorise(frame[schema.group])
                 groups.append(np.append(counter.add(codes, texts), -1)[codes])
             if schema.time:
-                times.append(frame[schema.time].to_numpy())
+                times.append(as_times(frame[schema.time], schema.time))
         if not labels or not sum(map(len, labels)):
             raise DataError("data.root: the table is empty; there is no row to split")
         label = np.concatenate(labels)
@@ -96,9 +96,7 @@ class Keys:
         return cls(
             label,
             np.concatenate(groups) if groups else None,
-            as_times(np.concatenate([np.asarray(t, dtype=object) for t in times]), schema.time)
-            if times
-            else None,
+            np.concatenate(times) if times else None,
         )
 
 
@@ -222,24 +220,30 @@ def read_split(path: Path, count: int) -> np.ndarray:
     return part
 
 
-def as_times(values: np.ndarray, column: str | None) -> np.ndarray:
+def as_times(column: pd.Series[Any], name: str) -> np.ndarray:
     """Times as float64: numbers as they are, dates as seconds.
+
+    Args:
+        column: Numbers, dates, or texts of either; the index holds the row numbers.
+        name: Of the column, for the message.
 
     Raises:
         DataError: A value is neither a number nor a date, or missing.
     """
-    column_of = pd.Series(values, dtype=object)
-    numbers = pd.to_numeric(column_of, errors="coerce")
-    if numbers.isna().any():
-        dates = pd.to_datetime(column_of, errors="coerce", utc=True, format="ISO8601")
-        if dates.isna().any():
-            row = int(dates.isna().to_numpy().argmax())
-            raise DataError(
-                f"time column {column}, row {row}: {values[row]!r} is neither a number nor a date "
-                "such as 2024-05-31 13:00:00"
-            )
-        return (dates - pd.Timestamp(0, tz="UTC")).dt.total_seconds().to_numpy(np.float64)
-    return numbers.to_numpy(np.float64)
+    if column.dtype.kind in "iuf" and column.notna().all():
+        return column.to_numpy(np.float64)
+    values = column.astype(object)
+    numbers = pd.to_numeric(values, errors="coerce")
+    if numbers.notna().all() and column.dtype.kind != "M":
+        return numbers.to_numpy(np.float64)
+    dates = pd.to_datetime(values, errors="coerce", utc=True, format="ISO8601")
+    if dates.isna().any():
+        place = int(dates.isna().to_numpy().argmax())
+        raise DataError(
+            f"time column {name}, row {column.index[place]}: {values.iloc[place]!r} is neither a "
+            "number nor a date such as 2024-05-31 13:00:00"
+        )
+    return (dates - pd.Timestamp(0, tz="UTC")).dt.total_seconds().to_numpy(np.float64)
 
 
 def _reference(source: Source, keys: Keys) -> np.ndarray:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import pandas as pd
 import torch
+from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torchmetrics import MeanMetric
@@ -74,6 +76,7 @@ class AutoIntTask(Task[nn.Module]):
         if compile:
             self.net.compile()  # in place: the names of the weights stay
         self.val_loss, self.val_auroc = MeanMetric(), BinaryAUROC(thresholds=None)
+        self._segments: pd.DataFrame | None = None
 
     def forward(self, rows: Rows) -> Tensor:
         """`(batch,)` logits of one batch, in float32."""
@@ -112,5 +115,24 @@ class AutoIntTask(Task[nn.Module]):
         decay = {"embedding": self.hparams["embedding_l2"], "tower": self.hparams["tower_l2"]}
         return build_optimiser(self.hparams["optimizer"], self.net, self.hparams["lr"], decay)
 
+    def on_validation_start(self) -> None:
+        """Fetch the segments of the rows that `validate` writes down."""
+        self._segments = self._segments_of("validation", TrainerFn.VALIDATING)
+
+    def on_test_start(self) -> None:
+        """Fetch the segments of the test rows."""
+        self._segments = self._segments_of("test", TrainerFn.TESTING)
+
+    def _segments_of(self, part: str, stage: TrainerFn) -> pd.DataFrame | None:
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if self.trainer.state.fn != stage or not hasattr(data, "segments"):
+            return None
+        found: pd.DataFrame = data.segments(part)
+        return found
+
     def _columns(self, rows: Rows, probabilities: Tensor) -> dict[str, Any]:
-        return {"id": rows.row, "group": rows.group, "label": rows.label, "score": probabilities}
+        columns = {"id": rows.row, "group": rows.group, "label": rows.label, "score": probabilities}
+        if self._segments is None or self._segments.empty:
+            return columns
+        found = self._segments.loc[rows.row.cpu().numpy()]
+        return columns | {f"segment_{name}": found[name].tolist() for name in found}

@@ -52,8 +52,8 @@ def attention_maps(
     shape = (*query.shape[:3], key.shape[2])
     mask, bias = (None if x is None else x.expand(shape) for x in (mask, bias))
     with torch.no_grad() if request.detach else nullcontext():
-        query, mask, bias = (_select(x, request) for x in (query, mask, bias))
-        assert query is not None  # noqa: S101 - `_select` gives None only for None
+        query = _select(query, request)
+        mask, bias = (None if x is None else _select(x, request) for x in (mask, bias))
         if request.heads is not None:
             key = key[:, list(request.heads)]
         parts = []
@@ -70,9 +70,7 @@ def attention_maps(
         return torch.cat(parts, axis).to(request.dtype)
 
 
-def _select(tensor: Tensor | None, request: MapRequest) -> Tensor | None:
-    if tensor is None:
-        return None
+def _select(tensor: Tensor, request: MapRequest) -> Tensor:
     if request.heads is not None:
         tensor = tensor[:, list(request.heads)]
     if isinstance(request.queries, Tensor):

@@ -217,6 +217,11 @@ def binary_rows(frame: pd.DataFrame) -> BinaryRows:
     return BinaryRows(kept, labels, scores, groups, number, named, len(frame) - len(kept))
 
 
+def affordable(draws: int, rows: int) -> int:
+    """`draws`, or fewer for a table so large that they would take minutes; at least 200."""
+    return draws if rows <= MANY_ROWS else min(draws, max(FEW_DRAWS, ROW_DRAWS // rows))
+
+
 def entropy(rate: Array) -> Array:
     """Natural-log entropy of a Bernoulli variable: the log loss of the constant predictor."""
     clipped = np.clip(rate, 1e-300, 1 - 1e-16)
@@ -228,7 +233,7 @@ def _intervals(
     rows: BinaryRows, statistics: BinaryStatistics, draws: int, seed: int
 ) -> tuple[dict[str, tuple[float | None, float | None]], dict[str, Any]]:
     number = len(rows.labels)
-    used = draws if number <= MANY_ROWS else min(draws, max(FEW_DRAWS, ROW_DRAWS // number))
+    used = affordable(draws, number)
     unit = "row" if rows.groups is None else "group"
     units = np.arange(number) if rows.groups is None else rows.groups
     values = bootstrap(statistics, units, used, seed)

@@ -12,7 +12,7 @@ import pandas as pd
 from manyhead_core.app import App
 from manyhead_core.cli import console
 from manyhead_core.errors import DataError, UserError
-from manyhead_core.evaluate.binary import BinaryRows, BinaryStatistics, binary_rows
+from manyhead_core.evaluate.binary import BinaryRows, BinaryStatistics, affordable, binary_rows
 from manyhead_core.evaluate.files import replace, replace_json
 from manyhead_core.evaluate.intervals import (
     MIN_GROUPS,
@@ -192,7 +192,8 @@ def _draws(
     rows: BinaryRows, first: BinaryStatistics, second: BinaryStatistics, draws: int, seed: int
 ) -> Array:
     units = np.arange(len(rows.labels)) if rows.groups is None else rows.groups
-    return bootstrap(lambda weights: second(weights) - first(weights), units, draws, seed)
+    used = affordable(draws, len(rows.labels))
+    return bootstrap(lambda weights: second(weights) - first(weights), units, used, seed)
 
 
 def _p(reference: BinaryRows, rows: BinaryRows) -> float | None:

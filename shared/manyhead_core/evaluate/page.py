@@ -36,6 +36,7 @@ LIMITS = (
     "training seed, which an interval over test samples does not contain."
 )
 PANELS = 3
+STAGES = ("train", "val", "test")
 RESEARCH_ONLY = "Research use only, not a medical device."
 
 
@@ -75,9 +76,9 @@ def build(app: App, results: Results) -> Page:
     _segments(page, metrics)
     _groups(page, metrics)
     _training(page, results.folder)
-    _origin(page, app, results)
     page.section("What these numbers are not")
     page.paragraph(LIMITS)
+    _origin(page, app, results)
     return page
 
 
@@ -224,8 +225,8 @@ def learning_curves(table: pd.DataFrame) -> dict[str, dict[str, tuple[Any, Any]]
     """
     panels: dict[str, dict[str, tuple[Any, Any]]] = {}
     for column in map(str, table):
-        stage, slash, quantity = column.partition("/")
-        if not slash or column.endswith(("_step", "_epoch")):
+        stage, _, quantity = column.partition("/")
+        if stage not in STAGES or column.endswith(("_step", "_epoch")):
             continue
         filled = table[table[column].notna()]
         if not filled.empty:
@@ -243,9 +244,8 @@ def _origin(page: Page, app: App, results: Results) -> None:
     if environment:
         rows = [[name, value] for name, value in environment.items()]
         page.table("Environment of the test run", ["part", "version"], rows)
-    name, seed = metrics.get("config", "NAME"), metrics.get("seed", 0)
     steps = [
-        f"manyhead {app.name} fit --config {name} --data.root FOLDER --seed_everything {seed}",
+        f"manyhead {app.name} fit --config RUN_FOLDER/config.yaml --data.root FOLDER",
         f"manyhead {app.name} test --run RUN_FOLDER",
         f"manyhead {app.name} report RUN_FOLDER",
     ]

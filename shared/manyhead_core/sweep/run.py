@@ -110,19 +110,17 @@ def _run(cells: Sequence[Cell], out: Path, jobs: int) -> None:
     threads = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else None
     # Threads suffice: each waits for a process of its own.
     pool = Parallel(n_jobs=jobs, backend="threading", return_as="generator_unordered")
-    done = pool(delayed(_run_and_say)(entry, out, threads) for entry in waiting)
-    for _ in console.progress(done, "runs", len(waiting)):
-        pass
+    done = pool(delayed(_named)(entry, out, threads) for entry in waiting)
+    for number, (entry, state) in enumerate(done, start=1):
+        _say(entry, state, f"{number} of {len(waiting)}: ")
 
 
-def _run_and_say(cell: Cell, out: Path, threads: int | None) -> State:
-    state = run_cell(cell, out, threads)
-    _say(cell, state)
-    return state
+def _named(cell: Cell, out: Path, threads: int | None) -> tuple[Cell, State]:
+    return cell, run_cell(cell, out, threads)
 
 
-def _say(cell: Cell, state: State) -> None:
-    console.say(f"{cell.name}: {state.error or state.status} ({state.seconds:.0f} s)")
+def _say(cell: Cell, state: State, number: str = "") -> None:
+    console.say(f"{number}{cell.name}: {state.error or state.status} ({state.seconds:.0f} s)")
 
 
 def _report(cells: Sequence[Cell], out: Path) -> list[State | None]:

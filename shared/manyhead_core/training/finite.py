@@ -25,11 +25,10 @@ class FiniteLoss(Callback):
         self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
     ) -> None:
         """Look at the loss before it reaches the weights."""
-        value = loss.detach()
         # Zero times a number is zero; zero times NaN or infinity is NaN, and stays in the sum.
-        value = value * 0
+        value = loss.detach() * 0
         self._sum = value if self._sum is None else self._sum + value
-        if value.device.type == "cpu" or trainer.global_step % EVERY_N_STEPS == 0:
+        if self._at_once(value) or trainer.global_step % EVERY_N_STEPS == 0:
             self._check(trainer, pl_module)
 
     def on_save_checkpoint(
@@ -37,6 +36,10 @@ class FiniteLoss(Callback):
     ) -> None:
         """Refuse to save weights that a bad loss has reached."""
         self._check(trainer, pl_module)
+
+    @staticmethod
+    def _at_once(loss: Tensor) -> bool:
+        return loss.device.type == "cpu"
 
     def _check(self, trainer: Trainer, module: LightningModule) -> None:
         if self._sum is None or bool(torch.isfinite(self._sum).all()):

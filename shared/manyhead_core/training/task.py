@@ -12,10 +12,13 @@ import numpy as np
 import pandas as pd
 import torch
 from pytorch_lightning import LightningModule
+from pytorch_lightning.core.optimizer import LightningOptimizer
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from manyhead_core.errors import DataError
+from manyhead_core.errors import ConfigError, DataError
+from manyhead_core.training.clipping import clip_norm
 from manyhead_core.training.plain import from_plain, to_plain
 from manyhead_core.training.results import Results
 
@@ -105,6 +108,25 @@ class Task(LightningModule, Generic[Net]):
             raise DataError(
                 "data: the encoding differs from the one in the checkpoint; "
                 "use the data and the options that it was trained with"
+            )
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer | LightningOptimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as `--trainer.gradient_clip_val` asks; sparse gradients by norm only."""
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        sparse = any(p.grad is not None and p.grad.is_sparse for p in parameters)
+        if not (sparse and gradient_clip_val):
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_algorithm in (None, "norm"):
+            clip_norm(parameters, gradient_clip_val)
+        else:
+            raise ConfigError(
+                f"trainer.gradient_clip_algorithm: {gradient_clip_algorithm} does not work with "
+                "the sparse gradients of lazy_adam; use norm"
             )
 
     def record(self, **columns: Tensor | list[Any]) -> None:

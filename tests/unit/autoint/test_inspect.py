@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gzip
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -198,3 +200,20 @@ def test_files_that_are_missing_or_ambiguous(tmp_path, names, message):
         (tmp_path / name).write_text("x")
     with pytest.raises(DataError, match=message):
         find_file(tmp_path, "train*.txt", "training")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (gzip.compress(b"y,a\n" + bytes(range(48, 58)) * 5000)[:-20], "is damaged or cut off"),
+        (gzip.compress(b"y,a\n1,\xe4\n"), "is no utf-8 text"),
+        (b"y,a\n", "is damaged or cut off"),
+    ],
+)
+def test_a_damaged_file_is_one_line(tmp_path, content, message):
+    path = tmp_path / "t.csv.gz"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        list(TableSource(path, Schema("y", (A,))).chunks())
+    with pytest.raises(DataError, match=message):
+        inspect(get("autoint"), input=path, label="y")

@@ -94,3 +94,18 @@ def test_nothing_is_overwritten(tmp_path):
 def test_options_out_of_range_are_refused(options):
     with pytest.raises(ConfigError, match="--"):
         click_log(**options)
+
+
+def test_csv_and_parquet_encode_alike(tmp_path):
+    encoded = []
+    for kind in ("csv", "parquet"):
+        simulate(get("autoint"), tmp_path / kind, rows=300, table=kind)
+        schema = Schema.load(tmp_path / kind / "schema.yaml")
+        source = open_source("table", tmp_path / kind / f"clicks.{kind}", schema)
+        encoder = fit_encoder(source, np.zeros(300, dtype=np.int8))
+        encoded.append(encoder.transform(next(source.chunks())))
+    csv, parquet = encoded
+    assert (csv.index == parquet.index).all()
+    assert (csv.value == parquet.value).all()
+    assert (csv.lists[0][0] == parquet.lists[0][0]).all()
+    assert (csv.lists[0][1] == parquet.lists[0][1]).all()

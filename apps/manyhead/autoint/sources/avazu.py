@@ -31,9 +31,8 @@ class AvazuSource(TextSource):
             read.append("hour")
         for frame in super().chunks(read):
             if len(read) < len(wanted):
-                times = pd.to_datetime(
-                    frame["hour"].astype(str), format="%y%m%d%H", errors="coerce"
-                )
+                hour = frame["hour"].astype(str)
+                times = pd.to_datetime(hour, format="%y%m%d%H", errors="coerce")
                 if times.isna().any():
                     wrong = hour[times.isna()]
                     raise DataError(

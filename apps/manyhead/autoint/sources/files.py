@@ -8,7 +8,9 @@ import hashlib
 import io
 import json
 import re
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
@@ -80,11 +82,8 @@ def header_of(path: Path, delimiter: str) -> list[str]:
     Raises:
         DataError: The file is empty, not text, or names a column twice.
     """
-    try:
-        with open_text(path, "utf-8-sig") as file:
-            names = next(csv.reader(file, delimiter=delimiter), None)
-    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as err:
-        raise DataError(f"{path.name}: is no utf-8 text ({err}); convert it") from err
+    with readable(path), open_text(path, "utf-8-sig") as file:
+        names = next(csv.reader(file, delimiter=delimiter), None)
     if not names:
         raise DataError(f"{path.name}: is empty")
     check_names(names, path.name)
@@ -135,7 +134,7 @@ def read_text(
     # and 7, or 1.10 and 1.1, become one value in some chunks and two in others.
     kinds = [np.float64 if c in numbers else object for c in names]
     # A choice of columns switches off the check that every row has the same number of values.
-    everything = set(schema.columns) <= set(columns)
+    everything = {c for f in schema.fields for c in f.columns if c in names} <= set(columns)
     options: dict[str, Any] = {
         "sep": delimiter,
         "skiprows": 0 if schema.header else 1,
@@ -154,26 +153,37 @@ def read_text(
 def _stream(
     path: Path, names: Sequence[str], columns: Sequence[str], options: dict[str, Any]
 ) -> Iterator[pd.DataFrame]:
+    fixed: dict[str, Any] = {"header": None, "keep_default_na": False, "low_memory": False}
+    with (
+        readable(path),
+        pd.read_csv(path, encoding="utf-8-sig", **fixed, **options) as reader,
+    ):
+        for frame in reader:
+            if len(frame.columns) > len(names):
+                raise DataError(f"{path.name}: {_surplus(len(names), len(frame.columns))}")
+            frame.columns = pd.Index([names[place] for place in frame.columns])
+            check_columns(columns, list(frame.columns), path.name)
+            yield frame[list(columns)]
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Turn what readers raise about a broken text file into one line.
+
+    Raises:
+        DataError: The file is empty, malformed, cut off or no text.
+    """
     try:
-        with pd.read_csv(
-            path,
-            header=None,
-            keep_default_na=False,
-            low_memory=False,
-            encoding="utf-8-sig",
-            **options,
-        ) as reader:
-            for frame in reader:
-                if len(frame.columns) > len(names):
-                    raise DataError(f"{path.name}: {_surplus(len(names), len(frame.columns))}")
-                check_columns(columns, [names[place] for place in frame.columns], path.name)
-                frame.columns = pd.Index([names[place] for place in frame.columns])
-                yield frame[list(columns)]
+        yield
     except pd.errors.EmptyDataError as err:
         raise DataError(f"{path.name}: is empty") from err
     except pd.errors.ParserError as err:
         line = re.sub(r"^.*C error: ", "", " ".join(str(err).split()))
         raise DataError(f"{path.name}: {line}; {QUOTE}") from err
+    except UnicodeDecodeError as err:
+        raise DataError(f"{path.name}: is no utf-8 text ({err}); convert it") from err
+    except (EOFError, gzip.BadGzipFile, zlib.error) as err:
+        raise DataError(f"{path.name}: is damaged or cut off ({err}); get it again") from err
 
 
 def _surplus(names: int, values: int) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from manyhead.autoint.fields import Field, Kind, Schema
-from manyhead.autoint.sources.files import NO_NUMBER
+from manyhead.autoint.sources.files import NO_NUMBER, readable
 from manyhead.autoint.sources.table import columns_of, delimiter_of, table_files
 from manyhead.autoint.vocabulary import factorise
 from manyhead_core.errors import ConfigError, DataError
@@ -162,10 +161,17 @@ def _head(path: Path, rows: int) -> pd.DataFrame:
 
         batches = pq.ParquetFile(path).iter_batches(batch_size=rows)
         return next((batch.to_pandas() for batch in batches), pd.DataFrame(columns=names))
-    return pd.read_csv(
-        path, sep=delimiter_of(path), dtype=str, keep_default_na=False, nrows=rows, na_values=[""],
-        encoding="utf-8-sig", index_col=False,
-    )  # fmt: skip
+    with readable(path):
+        return pd.read_csv(
+            path,
+            sep=delimiter_of(path),
+            dtype=object,
+            keep_default_na=False,
+            na_values=[""],
+            nrows=rows,
+            encoding="utf-8-sig",
+            index_col=False,
+        )
 
 
 def _kind(field: Field, texts: np.ndarray, counts: np.ndarray) -> tuple[Kind, str]:
@@ -246,10 +252,3 @@ def _cross_rates(codes: np.ndarray, values: int, label: np.ndarray) -> np.ndarra
         # Against the mean of the half: the halves would be told apart by it otherwise.
         score[part] = ((clicks + mean) / (shown + 1))[places[part]] - mean
     return score
-
-
-def roles_of(schema: Schema) -> Iterator[tuple[str, str]]:
-    """Columns of a schema that are no field, with what they are."""
-    for role in ("row_id", "group", "time"):
-        if name := getattr(schema, role):
-            yield name, role

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from manyhead.autoint.fields import Field, Schema
-from manyhead.autoint.sources.files import find_file, fingerprint, open_text
+from manyhead.autoint.sources.files import CHUNK_ROWS, find_file, fingerprint, open_text
 from manyhead_core.errors import DataError
 
 AGES = (1, 18, 25, 35, 45, 50, 56)  # lower ends of the age groups of MovieLens-1M
 DECADES = ("before 1930", "1930s", "1940s", "1950s", "1960s")
-CHUNK_ROWS = 200_000
 SCHEMA = Schema(
     "label",
     (
@@ -132,8 +130,9 @@ def open_100k(root: Path, given: Schema | None, mode: str) -> MovieLensSource:  
     )
     ratings = pd.read_csv(paths[2], sep="\t", header=None, dtype=np.int64)
     ratings.columns = pd.Index(["user", "movie", "rating", "timestamp"])
-    source = given or replace(SCHEMA)
-    return MovieLensSource("movielens-100k", [*paths, genres], source, users, movies, ratings)
+    return MovieLensSource(
+        "movielens-100k", [*paths, genres], given or SCHEMA, users, movies, ratings
+    )
 
 
 def release_group(year: str) -> str:

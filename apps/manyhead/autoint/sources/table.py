@@ -93,17 +93,17 @@ def table_files(root: Path) -> list[Path]:
         _kind(root)
         return [root]
     if not root.is_dir():
-        raise DataError(f"data.root: {root} does not exist; pass a table or a folder of tables")
+        raise DataError(f"{root}: does not exist; pass a table or a folder of tables")
     found = sorted(
         path
         for path in root.rglob("*")
         if path.is_file() and _suffix(path) in TEXT + PARQUET and path.name[0] not in "._"
     )
     if not found:
-        raise DataError(f"data.root: {root} holds no {', '.join(TEXT + PARQUET)} file")
+        raise DataError(f"{root}: holds no {', '.join(TEXT + PARQUET)} file")
     kinds = {_kind(path) for path in found}
     if len(kinds) > 1:
-        raise DataError(f"data.root: {root} mixes text and Parquet files; keep one kind")
+        raise DataError(f"{root}: mixes text and Parquet files; keep one kind")
     return found
 
 

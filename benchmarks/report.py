@@ -107,9 +107,9 @@ def _row(result: Result) -> Sequence[str]:
     return (
         result.group,
         result.variant,
-        f"{scaled(cost.median, 's')}" if timed else binary(cost.median),
+        scaled(cost.median, "s") if timed else binary(cost.median),
         f"{share:.0%}",
-        f"{scaled(1 / cost.median, '')} {result.unit[2:]}/s" if timed else "",
+        f"{_count(1 / cost.median)} {result.unit[2:]}/s" if timed else "",
         "1 (baseline)" if plain else f"{ratio.median:.3g}",
         "" if plain else f"{ratio.low:.3g} to {ratio.high:.3g}",
         str(result.repeats),
@@ -126,6 +126,10 @@ def _extra(name: str, value: float) -> str:
     if words.startswith("share "):
         return f"{words.removeprefix('share of ')} {value:.2%}"
     return f"{words} {scaled(value, '')}"
+
+
+def _count(value: float) -> str:
+    return scaled(value, "") if value >= 1 else f"{value:.3g}"
 
 
 def scaled(value: float, unit: str) -> str:

@@ -30,6 +30,16 @@ def can_compile(setting: Setting) -> bool:
     return setting.device.type == "cuda" or shutil.which("g++") is not None
 
 
+def compiled(net: nn.Module) -> Callable[..., object]:
+    """The network compiled for the shapes it meets first.
+
+    What was compiled before is forgotten: the compiler gives up after eight versions of a function
+    and would guess sizes from those it has seen.
+    """
+    torch.compiler.reset()
+    return torch.compile(net, dynamic=False)
+
+
 def loss(net: Callable[..., object], rows: Rows) -> Tensor:
     """Mean cross-entropy of a batch."""
     logits = net(rows.index, rows.value, rows.lists).logits  # type: ignore[attr-defined]
@@ -51,4 +61,11 @@ def train(net: Callable[..., object], optimiser: Optimizer, rows: Rows) -> None:
     """One training step."""
     optimiser.zero_grad(set_to_none=True)
     loss(net, rows).backward()
+    optimiser.step()
+
+
+def train_table(table: Callable[..., Tensor], optimiser: Optimizer, rows: Rows) -> None:
+    """One step of the embedding table alone, without the layers that follow it."""
+    optimiser.zero_grad(set_to_none=True)
+    table(rows.index, rows.value).square().sum().backward()
     optimiser.step()

@@ -9,13 +9,20 @@ CASES = {
     "option": (("--modle.lr", "1"), ("unknown option --modle.lr", "did you mean --model.lr?")),
     "nested option": (("--model.net.hiden", "[3]"), ("did you mean --model.net.hidden?",)),
     "stray word": (("word",), ("word",)),
-    "value": (("--model.lr", "fast"), ("model.lr", "fast")),
-    "trainer value": (("--trainer.max_epochs", "many"), ("trainer.max_epochs", "many")),
+    "value": (("--model.lr", "fast"), ("model.lr: got 'fast', expected float",)),
+    "trainer value": (
+        ("--trainer.max_epochs", "many"),
+        ("trainer.max_epochs: got 'many', expected int or null",),
+    ),
+    "nested value": (
+        ("--early_stopping.patience", "x"),
+        ("manyhead toy fit: ", "patience: got 'x', expected int"),
+    ),
     "value of the config dataclass": (
         ("--model.net.dropout", "1.5"),
         ("dropout must be in [0, 1), got 1.5",),
     ),
-    "accelerator": (("--trainer.accelerator", "gpu"), ("gpu",)),
+    "accelerator": (("--trainer.accelerator", "gpu"), ("no such device; use cpu or auto",)),
     "precision": (("--trainer.precision", "12-true"), ("12-true",)),
     "no value": (("--config",), ("--config: needs a value",)),
     "unknown config": (("--config", "smal"), ("unknown config 'smal'; did you mean small?",)),

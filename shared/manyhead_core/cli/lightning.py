@@ -228,7 +228,7 @@ class TrainingCLI(LightningCLI):
         callbacks: list[Callback] = [FiniteLoss(), RandomState(), FlagsWin()]
         if options.early_stopping is not None:
             stop = vars(options.early_stopping)
-            callbacks.append(EarlyStopping(app.monitor, mode=app.mode, **stop))
+            callbacks.append(EarlyStopping(app.monitor, mode=app.mode, strict=False, **stop))
         if self.folder is not None:
             files = self.folder / "checkpoints"
             callbacks += [

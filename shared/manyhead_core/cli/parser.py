@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import sys
 from argparse import Action
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
@@ -60,7 +62,10 @@ class CommandParser(OneLineErrors, ArgumentParser):
 
 
 def program_name(prog: str) -> str:
-    """`prog` without the placeholder that sub-command parsers carry."""
+    """`prog` without the placeholder of sub-command parsers; the command for nested parsers."""
+    if prog == Path(sys.argv[0]).name:
+        words = [word for word in sys.argv[1:] if not word.startswith("-")]
+        return " ".join(["manyhead", *words[:2]])
     return prog.replace(" [options]", "")
 
 
@@ -93,7 +98,9 @@ def shorten(message: str, cause: BaseException | None, options: list[str]) -> st
 def _plain_types(text: str) -> str:
     """A type error without the notation of Python's type system."""
     found = re.search(
-        r"^(.*?)(?:Subtypes: .*)?(Expected .*?) Given value type: .*Given value: (.*)$", text
+        r"^(.*?)(?:Subtypes: .*?Errors: )?(Expected .*?)\.?"
+        r"(?: Given value type: .*?Given| Got) value: (.*)$",
+        text,
     )
     if found is None:
         return text

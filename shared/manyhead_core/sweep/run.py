@@ -53,7 +53,7 @@ def sweep(
         folds: Number of folds; 0 for the one split of the config.
         fold_options: Options of the run of one fold; {fold} counts from 0.
         out: Folder of the sweep, of its own.
-        jobs: Runs at the same time.
+        jobs: Runs at the same time; with `slurm`, tasks at the same time if more than 1.
         metric: Metrics of the printed table, separated by commas; default: the metric that selects
             checkpoints, and auroc.
         slurm: Write a SLURM array script to this file instead of running.

@@ -19,7 +19,7 @@ def write_script(path: Path, command: Sequence[str], number: int, jobs: int, nam
         path: File; an earlier script of a sweep is replaced, nothing else.
         command: Command of the sweep, without the number of the cell.
         number: Cells.
-        jobs: Tasks that may run at the same time.
+        jobs: Tasks that may run at the same time; 1 sets no limit.
         name: Name of the job.
 
     Raises:
@@ -32,7 +32,7 @@ def write_script(path: Path, command: Sequence[str], number: int, jobs: int, nam
 
 def script(command: Sequence[str], number: int, jobs: int, name: str) -> str:
     """Text of the script; memory, time and partition are left to the user's sbatch options."""
-    together = f"%{jobs}" if jobs < number else ""
+    together = f"%{jobs}" if 1 < jobs < number else ""
     return "\n".join(
         [
             "#!/bin/bash",

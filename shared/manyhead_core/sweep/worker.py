@@ -126,7 +126,7 @@ def _call(words: list[str], log: Path, threads: int | None) -> str:
     with log.open("rb") as file:
         file.seek(start)
         lines = file.read().decode(errors="replace").strip().splitlines()
-    last = lines[-1].strip() if lines else "no output"
+    last = lines[-1].strip().removeprefix(f"manyhead {words[0]}: ") if lines else "no output"
     return f"{words[1]} ended with code {code}: {last}"
 
 

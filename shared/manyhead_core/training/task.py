@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import torch
 from pytorch_lightning import LightningModule
-from pytorch_lightning.core.optimizer import LightningOptimizer
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -112,7 +111,7 @@ class Task(LightningModule, Generic[Net]):
 
     def configure_gradient_clipping(
         self,
-        optimizer: Optimizer | LightningOptimizer,
+        optimizer: Optimizer,
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:

@@ -217,3 +217,13 @@ def test_a_damaged_file_is_one_line(tmp_path, content, message):
         list(TableSource(path, Schema("y", (A,))).chunks())
     with pytest.raises(DataError, match=message):
         inspect(get("autoint"), input=path, label="y")
+
+
+def test_an_empty_part_among_others_is_passed_over(tmp_path):
+    full = pd.DataFrame({"y": [0, 1], "a": ["x", "z"]})
+    full.head(0).to_parquet(tmp_path / "part-0.parquet")
+    with pytest.raises(DataError, match="is empty"):
+        list(TableSource(tmp_path, Schema("y", (A,))).chunks())
+    full.to_parquet(tmp_path / "part-1.parquet")
+    frames = list(TableSource(tmp_path, Schema("y", (A,))).chunks())
+    assert pd.concat(frames)["a"].tolist() == ["x", "z"]

@@ -29,7 +29,7 @@ if words[1] == "fit" and "--resume" not in words:
     run = parent / str(len([path for path in parent.glob("*") if path.name.isdigit()]))
     (run / "checkpoints").mkdir(parents=True)
     if options.get("model.fail"):
-        sys.exit("working\\nmodel.fail: is set")
+        sys.exit("working\\nmanyhead autoint: model.fail: is set")
     (run / "checkpoints" / "last.ckpt").write_text(json.dumps(options))
     if options.get("model.die") and not os.environ.get("SURVIVE"):
         os._exit(9)
@@ -173,7 +173,7 @@ def test_the_slurm_script_repeats_the_command_for_one_cell(
     monkeypatch.setattr(sys, "argv", typed)
     assert sweep(tmp_path / "out", "data.root=/a b", slurm=file) == 0
     text = file.read_text()
-    assert "#SBATCH --array=0-1%1\n" in text
+    assert "#SBATCH --array=0-1\n" in text
     command = f"{sys.executable} -m manyhead autoint sweep 'data.root=/a b' --seeds=0,1 --cell"
     assert f'{command} "$SLURM_ARRAY_TASK_ID"' in text
     assert subprocess.run(["bash", "-n", str(file)], check=False).returncode == 0
@@ -183,8 +183,9 @@ def test_the_slurm_script_repeats_the_command_for_one_cell(
         sweep(tmp_path / "out", slurm=file)
 
 
-def test_a_script_without_a_limit_on_tasks() -> None:
+def test_a_script_limits_tasks_only_where_asked() -> None:
     assert "#SBATCH --array=0-3\n" in script(["a"], 4, 4, "x")
+    assert "#SBATCH --array=0-3%2\n" in script(["a"], 4, 2, "x")
 
 
 def test_variants_from_text_and_from_yaml_are_the_same(tmp_path: Path) -> None:

@@ -66,6 +66,7 @@ class TableSource:
         return numbered(self._files(wanted), self.schema)
 
     def _files(self, wanted: list[str]) -> Iterator[pd.DataFrame]:
+        rows = 0
         for path in self.paths:
             fixed = partition_values(self.root, path)
             present = [*columns_of(path, self.schema), *fixed]
@@ -73,7 +74,10 @@ class TableSource:
                 check_columns(wanted, present, path.name)
             inside = [name for name in wanted if name in present and name not in fixed]
             for frame in read_frames(path, self.schema, inside, self.chunk_rows):
+                rows += len(frame)
                 yield frame.assign(**{name: fixed[name] for name in wanted if name in fixed})
+        if not rows:  # a single empty part among others is what distributed writers leave
+            raise DataError(f"{self.root.name}: is empty")
 
 
 def open_table(root: Path, given: Schema | None, mode: str) -> TableSource:  # noqa: ARG001
@@ -146,8 +150,6 @@ def _read_parquet(path: Path, columns: Sequence[str], rows: int) -> Iterator[pd.
     import pyarrow as pa
 
     file = _parquet(path)
-    if file.metadata.num_rows == 0:
-        raise DataError(f"{path.name}: is empty")
     for batch in file.iter_batches(batch_size=rows, columns=list(columns)):
         # What pandas noted about its own types is in the way of the ones chosen here.
         table = pa.Table.from_batches([batch]).replace_schema_metadata(None)

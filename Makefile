@@ -17,7 +17,7 @@ demo: $(VENV)/.all ## install, then train, evaluate and explain on simulated dat
 	@$(BIN)/manyhead demo $(DEMO_ARGS)
 
 test: $(VENV)/.dev ## install the dev extra, then run the tests
-	@$(BIN)/pytest -n auto $(PYTEST_ARGS)
+	@$(BIN)/pytest -c pyproject.toml -n auto tests notebooks $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev ## formatting, lint, types and import contracts
 	@$(BIN)/ruff format --check .

@@ -13,14 +13,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks import synthetic
 from benchmarks.harness import Outcome, Setting, Target, Variant, compare_work, find
-from manyhead.autoint.loader import RowLoader
+from manyhead.autoint.loader import WINDOW_ROWS, RowLoader
 from manyhead.autoint.rows import Rows
 from manyhead.autoint.store import Store
 
 FEATURES = 1_000_000
 BATCH = 1024
-# Two blocks of the store: most rows of the table then come from the file.
-STREAMED_WINDOW = 2**17
+WHOLE_WINDOW = 2**20
 NAIVE, RESIDENT, STREAMED = "DataLoader over rows", "RowLoader", "RowLoader, streamed"
 FIRST, LEAN = "RowLoader, first epoch", "DataLoader over rows, lean"
 
@@ -55,7 +54,7 @@ class Lean(Dataset[tuple[Any, ...]]):
 
 def run(setting: Setting) -> Outcome:
     """Shuffled epochs with each; the per-row loader is timed on fewer rows."""
-    rows, naive = setting.pick((500_000, 20_000), (150_000, 4_000))
+    rows, naive = setting.pick((600_000, 20_000), (300_000, 4_000))
     drawn = synthetic.table(rows, FEATURES)
     group = f"{rows:,} rows of {synthetic.FIELDS} fields, batch {BATCH}, shuffled"
     with tempfile.TemporaryDirectory() as folder:
@@ -78,7 +77,7 @@ def run(setting: Setting) -> Outcome:
     notes = [
         f"{NAIVE}: tensors in memory, num_workers=0, default collate, {naive:,} rows",
         f"{RESIDENT}: all rows fit into one window, so they are in memory after the first epoch",
-        f"{STREAMED}: windows of {STREAMED_WINDOW:,} rows, read from the file in every epoch",
+        f"{STREAMED}: windows of {WINDOW_ROWS:,} rows, read from the file in every epoch",
         "all give ids, values, label, row number and group of a row; lean leaves out the last two "
         "and keeps NumPy arrays, which it indexes faster than tensors",
     ]
@@ -87,12 +86,12 @@ def run(setting: Setting) -> Outcome:
 
 def _resident(store: Store, setting: Setting) -> RowLoader:
     device = setting.device if setting.device.type == "cuda" else None
-    return RowLoader(store, BATCH, shuffle=True, device=device)
+    return RowLoader(store, BATCH, shuffle=True, window_rows=WHOLE_WINDOW, device=device)
 
 
 def _streamed(store: Store, setting: Setting) -> RowLoader:
     pin = setting.device.type == "cuda"
-    return RowLoader(store, BATCH, shuffle=True, window_rows=STREAMED_WINDOW, pin_memory=pin)
+    return RowLoader(store, BATCH, shuffle=True, pin_memory=pin)
 
 
 def _consume(batches: Iterable[Sequence[Any]], setting: Setting) -> int:

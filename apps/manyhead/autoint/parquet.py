@@ -13,11 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from manyhead.autoint.feature_map import MAP_FILE, EncodedField, EncodedFields
-from manyhead.autoint.store import BLOCK_ROWS, Array, Block
+from manyhead.autoint.store import Array, Block
 from manyhead_core.errors import DataError
 
 # Rows that are laid side by side at a time: the matrix of so many rows stays in the cache.
 TILE_ROWS = 8192
+BATCH_ROWS = 65_536
 # Columns beside the fields that this suite writes.
 ROW, GROUP = "manyhead_row", "manyhead_group"
 
@@ -39,7 +40,7 @@ class EncodedReader:
         self,
         files: Sequence[Path],
         fields: EncodedFields,
-        batch_rows: int = BLOCK_ROWS,
+        batch_rows: int = BATCH_ROWS,
         first_row: int = 0,
     ) -> None:
         self.files, self.fields, self.batch_rows = list(files), fields, batch_rows

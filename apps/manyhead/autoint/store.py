@@ -21,7 +21,9 @@ from manyhead.autoint.rows import Rows
 from manyhead_core.errors import DataError
 
 FORMAT = 1
-BLOCK_ROWS = 65_536
+# What is read in one piece when rows are drawn in random order: megabytes for disks, yet small
+# enough that a window mixes many places of the file.
+BLOCK_ROWS = 2**13
 Array = np.ndarray[Any, Any]
 
 

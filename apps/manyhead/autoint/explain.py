@@ -18,7 +18,7 @@ from manyhead.autoint.interactions import (
     permutation_importance,
 )
 from manyhead.autoint.model import AutoInt
-from manyhead.autoint.predict import Scorer
+from manyhead.autoint.predict import Format, Scorer
 from manyhead.autoint.rows import Rows
 from manyhead_core.app import App
 from manyhead_core.cli import console
@@ -44,6 +44,7 @@ def explain(
     weights: str,
     input: Path,
     out: Path,
+    format: Format = "table",
     rows: int = 5000,
     examples: int = 20,
     top: int = 5,
@@ -58,6 +59,7 @@ def explain(
         input: CSV, TSV or Parquet file with the columns of the training data; importance needs
             the label too.
         out: Folder for tables and pictures; must not exist.
+        format: How the input lies on disk: `table`, or the raw files of a published data set.
         rows: Rows to look at, taken evenly from the first million.
         examples: Rows to explain one by one.
         top: Pairs listed for a single row.
@@ -69,7 +71,7 @@ def explain(
             raise ConfigError(f"{name}: must be at least 1, got {value}")
     if out.exists():
         raise UserError(f"out: {out} exists; choose another folder")
-    scorer = Scorer.load(app, weights)
+    scorer = Scorer.load(app, weights, format=format)
     frame, encoded = sample_rows(scorer, input, rows)
     fields = scorer.encoder.field_names
     found: dict[str, pd.DataFrame] = {}
@@ -95,12 +97,11 @@ def sample_rows(scorer: Scorer, path: Path, rows: int) -> tuple[pd.DataFrame, Ro
     """Rows taken evenly from the first five chunks of a table, raw and encoded."""
     label = scorer.encoder.schema.label
     try:
-        source = scorer.source(path, labelled=True)
-        frames = list(islice(source.chunks(), 5))
+        frames = list(islice(scorer.chunks(path, labelled=True), 5))
     except DataError as err:
         if label not in str(err):
             raise
-        frames = list(islice(scorer.source(path).chunks(), 5))
+        frames = list(islice(scorer.chunks(path), 5))
     frame = pd.concat(frames)
     step = max(1, len(frame) // rows)
     frame = frame.iloc[::step].iloc[:rows]

@@ -16,15 +16,19 @@ from scipy.special import expit
 from torch import nn
 
 from manyhead.autoint.encoder import Encoded, Encoder
+from manyhead.autoint.fields import Schema
 from manyhead.autoint.interactions import logits
 from manyhead.autoint.rows import Rows
-from manyhead.autoint.sources.files import open_text
+from manyhead.autoint.sources import open_source
+from manyhead.autoint.sources.files import find_file, open_text
 from manyhead.autoint.sources.table import TableSource, delimiter_of, table_files
 from manyhead_core.app import App
 from manyhead_core.cli import console
-from manyhead_core.errors import ConfigError, DataError, UserError
+from manyhead_core.errors import ConfigError, DataError, UserError, WeightsError
+from manyhead_core.evaluate.calibration import Temperature
 from manyhead_core.hub.loading import load_weights
 
+Format = Literal["table", "movielens-1m", "movielens-100k", "criteo", "avazu", "kdd12"]
 SUFFIXES = (".csv", ".parquet")
 # A field with more unknown values than this is mentioned: the model knows little about such rows.
 NOTED_UNSEEN = 0.05
@@ -37,12 +41,16 @@ class Scorer:
     Args:
         net: Any network of this app, in evaluation mode.
         encoder: Fitted encoder.
+        calibration: What `calibrate` has fitted, or None.
+        format: How new data lie on disk: `table`, or the raw files of a published data set.
         allow_missing: Take an absent column for a column of missing values.
         batch_size: Rows at a time.
     """
 
     net: nn.Module
     encoder: Encoder
+    calibration: Temperature | None = None
+    format: str = "table"
     allow_missing: bool = False
     batch_size: int = 8192
 
@@ -50,15 +58,28 @@ class Scorer:
     def load(cls, app: App, weights: str | Path, **options: Any) -> Scorer:
         """Take weights folder, checkpoint or run folder; see `load_weights`."""
         loaded = load_weights(app, weights)
-        encoder = Encoder.from_state(*loaded.need_preprocessor())
-        return cls(loaded.net, encoder, **options)
+        meta, tensors = loaded.need_preprocessor()
+        if "schema" not in meta:
+            raise WeightsError(
+                f"weights: {loaded.source} was trained on encoded data and cannot encode raw rows; "
+                "use the model from Python"
+            )
+        fitted = meta.get("calibration")
+        calibration = None if fitted is None else Temperature(**fitted)
+        return cls(loaded.net, Encoder.from_state(meta, tensors), calibration, **options)
 
-    def source(self, path: Path, *, labelled: bool = False) -> TableSource:
-        """New data in the columns that the model was trained on; the label need not be there."""
+    def chunks(self, path: Path, *, labelled: bool = False) -> Iterator[pd.DataFrame]:
+        """New data with the columns that the model was trained on; the label need not be there."""
         schema = self.encoder.schema
+        if self.format != "table":
+            source = open_source(self.format, path)
+            if not labelled and source.schema.header:
+                source.schema = without_label(source.schema, path, "\t")
+            return source.chunks([c for c in schema.columns if labelled or c != schema.label])
         if not labelled and schema.header:
-            schema = _without_label(schema, path)
-        return TableSource(path, schema, labelled=labelled, allow_absent=self.allow_missing)
+            schema = without_label(schema, path, delimiter_of(table_files(path)[0], schema))
+        table = TableSource(path, schema, labelled=labelled, allow_absent=self.allow_missing)
+        return table.chunks()
 
     def rows(self, frame: pd.DataFrame) -> Rows:
         """Encode raw rows."""
@@ -94,6 +115,7 @@ def predict(
     weights: str,
     input: Path,
     out: Path,
+    format: Format = "table",
     allow_missing: bool = False,
     batch_size: int = 8192,
     strict: bool = False,
@@ -102,13 +124,14 @@ def predict(
 
     Rows are streamed; the encoder comes with the weights. A folder as `out` scores the files of
     the folder `input` one by one, goes on after a failure, lists all in report.csv and skips what
-    an earlier start has done.
+    an earlier start has done. Weights of a run that `calibrate` has seen give a second column.
 
     Args:
         app: The app.
         weights: Weights folder, run folder, checkpoint file or hub id.
         input: CSV, TSV or Parquet file, or a folder of them, with the columns of the training data.
         out: File ending in .csv or .parquet, or a folder for one file each.
+        format: How the input lies on disk: `table`, or the raw files of a published data set.
         allow_missing: Accept tables without some columns; their values count as missing.
         batch_size: Rows scored at a time.
         strict: In a batch of files, fail when one of them did.
@@ -119,7 +142,9 @@ def predict(
         raise ConfigError(f"out: {out} must end in .csv or .parquet, or be a folder")
     if out.is_file():
         raise UserError(f"out: {out} exists; choose another name")
-    scorer = Scorer.load(app, weights, allow_missing=allow_missing, batch_size=batch_size)
+    scorer = Scorer.load(
+        app, weights, format=format, allow_missing=allow_missing, batch_size=batch_size
+    )
     if out.suffix:
         count = score_table(scorer, input, out)
         console.result(f"written: {out} ({count:,} rows)")
@@ -156,12 +181,14 @@ def score_table(scorer: Scorer, source: Path, out: Path) -> int:
 
 
 def _scored(scorer: Scorer, path: Path, unseen: _Unseen) -> Iterator[pd.DataFrame]:
-    source = scorer.source(path)
-    row_id = source.schema.row_id
-    for frame in source.chunks():
+    row_id = scorer.encoder.schema.row_id
+    for frame in scorer.chunks(path):
         unseen.add(frame)
         names = frame[row_id] if row_id and row_id in frame else frame.index
-        yield pd.DataFrame({"id": np.asarray(names), "score": scorer.score(frame)})
+        found = pd.DataFrame({"id": np.asarray(names), "score": scorer.score(frame)})
+        if scorer.calibration is not None:
+            found["score_calibrated"] = scorer.calibration.apply(found["score"].to_numpy())
+        yield found
 
 
 def _score_folder(scorer: Scorer, folder: Path, out: Path, strict: bool) -> int:
@@ -169,7 +196,8 @@ def _score_folder(scorer: Scorer, folder: Path, out: Path, strict: bool) -> int:
     out.mkdir(parents=True, exist_ok=True)
     report = []
     for path in console.progress(files, "scoring files"):
-        name = "-".join(path.relative_to(folder).parts) if path != folder else path.name
+        inside = path.relative_to(folder) if path != folder else Path(path.name)
+        name = "-".join(inside.parts)
         target = out / f"{name.split('.')[0]}.csv"
         started = time.perf_counter()
         status, remark = "done before", ""
@@ -178,8 +206,8 @@ def _score_folder(scorer: Scorer, folder: Path, out: Path, strict: bool) -> int:
                 status, remark = "ok", f"{score_table(scorer, path, target)} rows"
             except DataError as err:
                 status, remark = "failed", str(err)
-                console.error(f"{path.name}: {remark}")
-        report.append((path.name, status, f"{time.perf_counter() - started:.1f}", remark))
+                console.error(f"{inside}: {remark}")
+        report.append((str(inside), status, f"{time.perf_counter() - started:.1f}", remark))
     with (out / "report.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("file", "status", "seconds", "remark"), *report])
     failed = sum(1 for row in report if row[1] == "failed")
@@ -239,11 +267,11 @@ class _Unseen:
                 console.say(f"note: {share:.0%} of the values of {name} were not seen in training")
 
 
-def _without_label(schema: Any, path: Path) -> Any:
+def without_label(schema: Schema, path: Path, delimiter: str) -> Schema:
     """The schema of files without header line, when the new ones lack the label column."""
-    first = table_files(path)[0]
+    first = path if path.is_file() else find_file(path, "*.t*", "data")
     with open_text(first) as file:
-        columns = len(next(csv.reader(file, delimiter=delimiter_of(first, schema)), []))
+        columns = len(next(csv.reader(file, delimiter=delimiter), []))
     if columns != len(schema.header) - 1:
         return schema
     header = tuple(name for name in schema.header if name != schema.label)

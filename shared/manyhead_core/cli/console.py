@@ -9,12 +9,24 @@ from typing import TypeVar
 Item = TypeVar("Item")
 
 _quiet = False
+_program = "manyhead"
 
 
 def set_quiet(quiet: bool) -> None:
     """Drop notices and progress when True; results and errors are always written."""
     global _quiet
     _quiet = quiet
+
+
+def set_program(name: str) -> None:
+    """Set the command that is running, as messages name it."""
+    global _program
+    _program = name
+
+
+def program() -> str:
+    """The command that is running, as in `manyhead autoint fit`."""
+    return _program
 
 
 def say(text: str) -> None:

@@ -156,6 +156,7 @@ def _app(app: App, rest: Sequence[str], apps: Mapping[str, App]) -> int:
     name = find(rest[0], {*rows, *training}, "command")
     if app.medical and not set(HELP_FLAGS) & set(rest):
         console.say(f"{PROGRAM} {app.name}: {RESEARCH_ONLY}")
+    console.set_program(f"{PROGRAM} {app.name} {name}")
     if name in rows:
         return _function(rows[name], f"{PROGRAM} {app.name}", rest[1:], app, apps)
     from manyhead_core.cli.lightning import run_training

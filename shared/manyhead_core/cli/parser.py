@@ -36,6 +36,8 @@ class OneLineErrors:
         """
         parser = getattr(ex, "subcommand_parser", None) or self
         program = program_name(parser.prog)
+        # The parser of a nested value is made by jsonargparse, and named after the process.
+        program = program if program.startswith("manyhead") else console.program()
         console.error(f"{program}: {shorten(message, _cause(ex), _options(parser))}")
         raise SystemExit(2)
 
@@ -106,6 +108,8 @@ def _plain_types(text: str) -> str:
         return text
     wanted = re.findall(r"Expected (?:an? )?(.+?)\.?(?= Expected |$)", found[2])
     names = dict.fromkeys(_plain_type(name) for name in wanted)
+    if "tuple" in names and not found[3].startswith("["):
+        return f"{found[1]}got {found[3]!r}, expected a list; write '[{found[3]}]'"
     return f"{found[1]}got {found[3]!r}, expected {' or '.join(names)}"
 
 

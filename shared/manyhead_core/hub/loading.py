@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 from dataclasses import dataclass
@@ -94,8 +95,22 @@ def _from_checkpoint(app: App, path: Path) -> Loaded:
     content = read_checkpoint(app, path)
     task = app.load("task").load_from_checkpoint(path)
     saved = content["manyhead"]["preprocessor"]
-    state = None if saved is None else (json.loads(saved["meta"]), dict(saved["tensors"]))
+    state = None
+    if saved is not None:
+        meta = json.loads(saved["meta"]) | _calibration(path)
+        state = meta, dict(saved["tensors"])
     net = task.net.eval()
     if hasattr(net, "preprocessor_state"):
         net.preprocessor_state = state
     return Loaded(net, state, dict(content["hyper_parameters"]), path)
+
+
+def _calibration(path: Path) -> dict[str, Any]:
+    """What `calibrate` has fitted for this very checkpoint, as an entry of the preprocessor."""
+    file = path.parent.parent / "calibration.json"
+    if not file.is_file():
+        return {}
+    content = json.loads(file.read_text(encoding="utf-8"))
+    if content.get("checkpoint_hash") != hashlib.sha256(path.read_bytes()).hexdigest():
+        return {}
+    return {"calibration": {name: content[name] for name in ("temperature", "bias")}}

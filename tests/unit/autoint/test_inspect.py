@@ -227,3 +227,10 @@ def test_an_empty_part_among_others_is_passed_over(tmp_path):
     full.to_parquet(tmp_path / "part-1.parquet")
     frames = list(TableSource(tmp_path, Schema("y", (A,))).chunks())
     assert pd.concat(frames)["a"].tolist() == ["x", "z"]
+
+
+def test_records_in_parquet_are_refused(tmp_path):
+    frame = pd.DataFrame({"label": [0, 1], "who": [{"a": 1}, {"a": 2}]})
+    frame.to_parquet(tmp_path / "nested.parquet")
+    with pytest.raises(DataError, match=r"column 'who' holds struct.*flatten it"):
+        inspect(get("autoint"), tmp_path / "nested.parquet", label="label")

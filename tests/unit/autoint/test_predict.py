@@ -1,10 +1,13 @@
 import csv
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.special import expit, logit
 
 from manyhead import registry
 from manyhead.autoint import AutoInt, AutoIntConfig
@@ -12,6 +15,8 @@ from manyhead.autoint.encoder import Encoder
 from manyhead.autoint.explain import explain
 from manyhead.autoint.predict import Scorer, predict
 from manyhead.autoint.simulate import click_log
+from manyhead.autoint.sources import open_source
+from manyhead.autoint.sources.avazu import COLUMNS
 from manyhead_core.errors import ConfigError, DataError, UserError
 
 APP = registry.get("autoint")
@@ -155,3 +160,42 @@ def test_explain_works_without_labels(weights: Path, table: Path, tmp_path: Path
     explain(APP, str(weights), table, tmp_path / "explained", rows=60, examples=2)
     assert not (tmp_path / "explained" / "importance.csv").exists()
     assert "no permutation importance" in capsys.readouterr().err
+
+
+def test_a_calibrated_model_gives_a_second_column(
+    weights: Path, table: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "calibrated"
+    shutil.copytree(weights, folder)
+    meta = json.loads((folder / "preprocessor.json").read_text())
+    meta["calibration"] = {"temperature": 2.0, "bias": 0.1}
+    (folder / "preprocessor.json").write_text(json.dumps(meta))
+    predict(APP, str(folder), table, tmp_path / "out.csv")
+    found = pd.read_csv(tmp_path / "out.csv")
+    expected = expit(logit(found["score"]) / 2 + 0.1)
+    np.testing.assert_allclose(found["score_calibrated"], expected, rtol=1e-9)
+
+
+def avazu(clicks: bool) -> str:
+    rows = [
+        ["click"] * clicks + list(COLUMNS),
+        *(["1"] * clicks + [f"{n}", f"141021{n:02d}", *["x"] * 21] for n in range(6)),
+    ]
+    return "\n".join(",".join(row) for row in rows) + "\n"
+
+
+def test_raw_files_of_a_published_set_are_scored_without_labels(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text(avazu(clicks=True))
+    source = open_source("avazu", tmp_path / "train.csv")
+    encoder = Encoder.fit(source.chunks(), source.schema)
+    net = AutoInt(
+        AutoIntConfig(num_features=encoder.num_embeddings, num_fields=23, dim=4, widths=(4,))
+    )
+    net.preprocessor_state = encoder.state()
+    net.save_pretrained(tmp_path / "weights")
+    (tmp_path / "test.csv").write_text(avazu(clicks=False))
+    words = (APP, str(tmp_path / "weights"), tmp_path / "test.csv")
+    with pytest.raises(DataError, match="'hour_of_day' is missing"):
+        predict(*words, tmp_path / "out.csv")
+    predict(*words, tmp_path / "out.csv", format="avazu")
+    assert pd.read_csv(tmp_path / "out.csv")["id"].tolist() == list(range(6))

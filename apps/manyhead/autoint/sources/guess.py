@@ -11,7 +11,7 @@ import pandas as pd
 
 from manyhead.autoint.fields import Field, Kind, Schema
 from manyhead.autoint.sources.files import NO_NUMBER, readable
-from manyhead.autoint.sources.table import columns_of, delimiter_of, table_files
+from manyhead.autoint.sources.table import check_flat, columns_of, delimiter_of, table_files
 from manyhead.autoint.vocabulary import factorise
 from manyhead_core.errors import ConfigError, DataError
 from manyhead_core.evaluate.binary import roc_auc
@@ -159,6 +159,7 @@ def _head(path: Path, rows: int) -> pd.DataFrame:
     if path.suffix in (".parquet", ".pq"):
         import pyarrow.parquet as pq
 
+        check_flat(path, names)
         batches = pq.ParquetFile(path).iter_batches(batch_size=rows)
         return next((batch.to_pandas() for batch in batches), pd.DataFrame(columns=names))
     with readable(path):

@@ -150,6 +150,7 @@ def _read_parquet(path: Path, columns: Sequence[str], rows: int) -> Iterator[pd.
     import pyarrow as pa
 
     file = _parquet(path)
+    check_flat(path, columns)
     for batch in file.iter_batches(batch_size=rows, columns=list(columns)):
         # What pandas noted about its own types is in the way of the ones chosen here.
         table = pa.Table.from_batches([batch]).replace_schema_metadata(None)
@@ -158,6 +159,22 @@ def _read_parquet(path: Path, columns: Sequence[str], rows: int) -> Iterator[pd.
             if pa.types.is_integer(column.type) and column.null_count:
                 table = table.set_column(place, table.column_names[place], column.cast(pa.string()))
         yield table.to_pandas()[list(columns)]
+
+
+def check_flat(path: Path, columns: Sequence[str]) -> None:
+    """Refuse columns of a Parquet file that hold records, which are no value of a field.
+
+    Raises:
+        DataError: A column holds structures or maps.
+    """
+    import pyarrow as pa
+
+    kinds = _parquet(path).schema_arrow
+    for name in columns:
+        kind = kinds.field(name).type
+        inner = kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else kind
+        if pa.types.is_nested(inner):
+            raise DataError(f"{path.name}: column {name!r} holds {kind}; flatten it into columns")
 
 
 def _parquet(path: Path) -> Any:

@@ -1,6 +1,8 @@
 """AutoInt from raw table to report, through the command line, on a small simulated log."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -216,3 +218,20 @@ def test_weights_of_something_else_are_refused(folder: Path, call: Run, tmp_path
     code, _, err = call("test", "--run", run, "--data.min_count", 500)
     assert code == 2
     assert "encoding" in err.splitlines()[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.ddp
+def test_two_processes_give_the_losses_of_one(folder: Path) -> None:
+    words = ("--trainer.log_every_n_steps", 1, "--trainer.max_epochs", 1)
+    command = (sys.executable, "-m", "manyhead", "autoint", "fit")
+    one = options(folder, *words, "--name", "one", "--data.batch_size", 64)
+    two = options(folder, *words, "--name", "two", "--data.batch_size", 32)
+    two += ["--trainer.strategy", "ddp", "--trainer.devices", "2"]
+    for given in (one, two):
+        subprocess.run([*command, *given], check=True, capture_output=True)
+    runs = [folder / "runs/autoint" / name / "0" / "metrics.csv" for name in ("one", "two")]
+    for column in ("train/loss", "val/logloss", "val/auroc"):
+        single, double = (pd.read_csv(run)[["step", column]].dropna() for run in runs)
+        assert len(single) == len(double) > 0
+        np.testing.assert_allclose(double[column], single[column], rtol=0, atol=1e-5)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
@@ -103,8 +104,9 @@ def sample_rows(scorer: Scorer, path: Path, rows: int) -> tuple[pd.DataFrame, Ro
             raise
         frames = list(islice(scorer.chunks(path), 5))
     frame = pd.concat(frames)
-    step = max(1, len(frame) // rows)
-    frame = frame.iloc[::step].iloc[:rows]
+    # Every n-th row would leave out the end: all of 9,999 rows after the 5,000th.
+    count = min(rows, len(frame))
+    frame = frame.iloc[np.arange(count) * len(frame) // count]
     return frame, scorer.rows(frame)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import re
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -20,8 +22,9 @@ from manyhead.autoint.fields import Schema
 from manyhead.autoint.interactions import logits
 from manyhead.autoint.rows import Rows
 from manyhead.autoint.sources import open_source
-from manyhead.autoint.sources.files import find_file, open_text
+from manyhead.autoint.sources.files import open_text
 from manyhead.autoint.sources.table import TableSource, delimiter_of, table_files
+from manyhead.autoint.sources.text import TextSource
 from manyhead_core.app import App
 from manyhead_core.cli import console
 from manyhead_core.errors import ConfigError, DataError, UserError, WeightsError
@@ -30,6 +33,7 @@ from manyhead_core.hub.loading import load_weights
 
 Format = Literal["table", "movielens-1m", "movielens-100k", "criteo", "avazu", "kdd12"]
 SUFFIXES = (".csv", ".parquet")
+ENDING = re.compile(r"\.(csv|tsv|txt|parquet|pq)(\.gz)?$", re.IGNORECASE)
 # A field with more unknown values than this is mentioned: the model knows little about such rows.
 NOTED_UNSEEN = 0.05
 
@@ -68,18 +72,35 @@ class Scorer:
         calibration = None if fitted is None else Temperature(**fitted)
         return cls(loaded.net, Encoder.from_state(meta, tensors), calibration, **options)
 
-    def chunks(self, path: Path, *, labelled: bool = False) -> Iterator[pd.DataFrame]:
-        """New data with the columns that the model was trained on; the label need not be there."""
+    def chunks(
+        self, path: Path, *, labelled: bool = False, base: Path | None = None
+    ) -> Iterator[pd.DataFrame]:
+        """New data: the columns of the fields, the one that names rows, and the label if wanted.
+
+        Args:
+            path: Table, or file or folder of raw data.
+            labelled: Whether to read the label, which need not be there otherwise.
+            base: Folder that `path` belongs to; the names of its sub-folders give columns.
+        """
         schema = self.encoder.schema
+        # Group, time and segments are for splits and evaluation; new data may lack them.
+        wanted = [column for field in schema.fields for column in field.columns]
+        wanted += [
+            column for column in (schema.row_id, schema.label if labelled else None) if column
+        ]
+        wanted = list(dict.fromkeys(wanted))
         if self.format != "table":
             source = open_source(self.format, path)
-            if not labelled and source.schema.header:
-                source.schema = without_label(source.schema, path, "\t")
-            return source.chunks([c for c in schema.columns if labelled or c != schema.label])
+            if not labelled and isinstance(source, TextSource):
+                source.schema = without_label(source.schema, source.path, source.delimiter)
+            return source.chunks(wanted)
+        first = table_files(path)[0]
         if not labelled and schema.header:
-            schema = without_label(schema, path, delimiter_of(table_files(path)[0], schema))
-        table = TableSource(path, schema, labelled=labelled, allow_absent=self.allow_missing)
-        return table.chunks()
+            schema = without_label(schema, first, delimiter_of(first, schema))
+        absent = self.allow_missing
+        return TableSource(path, schema, labelled=labelled, allow_absent=absent, base=base).chunks(
+            wanted
+        )
 
     def rows(self, frame: pd.DataFrame) -> Rows:
         """Encode raw rows."""
@@ -152,13 +173,14 @@ def predict(
     return _score_folder(scorer, input, out, strict)
 
 
-def score_table(scorer: Scorer, source: Path, out: Path) -> int:
+def score_table(scorer: Scorer, source: Path, out: Path, base: Path | None = None) -> int:
     """Score one table, or a folder as one table, into one file.
 
     Args:
         scorer: Network and encoder.
         source: File or folder.
         out: File ending in .csv or .parquet; appears when it is complete.
+        base: Folder that `source` belongs to; the names of its sub-folders give columns.
 
     Returns:
         Number of rows.
@@ -169,7 +191,7 @@ def score_table(scorer: Scorer, source: Path, out: Path) -> int:
     rows = 0
     try:
         with _Writer(part, out.suffix) as writer:
-            for frame in _scored(scorer, source, unseen):
+            for frame in _scored(scorer, scorer.chunks(source, base=base), unseen):
                 writer.write(frame)
                 rows += len(frame)
                 console.say(f"scored {rows:,} rows")
@@ -180,9 +202,11 @@ def score_table(scorer: Scorer, source: Path, out: Path) -> int:
     return rows
 
 
-def _scored(scorer: Scorer, path: Path, unseen: _Unseen) -> Iterator[pd.DataFrame]:
+def _scored(
+    scorer: Scorer, frames: Iterator[pd.DataFrame], unseen: _Unseen
+) -> Iterator[pd.DataFrame]:
     row_id = scorer.encoder.schema.row_id
-    for frame in scorer.chunks(path):
+    for frame in frames:
         unseen.add(frame)
         names = frame[row_id] if row_id and row_id in frame else frame.index
         found = pd.DataFrame({"id": np.asarray(names), "score": scorer.score(frame)})
@@ -193,17 +217,17 @@ def _scored(scorer: Scorer, path: Path, unseen: _Unseen) -> Iterator[pd.DataFram
 
 def _score_folder(scorer: Scorer, folder: Path, out: Path, strict: bool) -> int:
     files = table_files(folder)
+    targets = _targets(files, folder)
     out.mkdir(parents=True, exist_ok=True)
     report = []
     for path in console.progress(files, "scoring files"):
         inside = path.relative_to(folder) if path != folder else Path(path.name)
-        name = "-".join(inside.parts)
-        target = out / f"{name.split('.')[0]}.csv"
+        target = out / targets[path]
         started = time.perf_counter()
         status, remark = "done before", ""
         if not target.exists():
             try:
-                status, remark = "ok", f"{score_table(scorer, path, target)} rows"
+                status, remark = "ok", f"{score_table(scorer, path, target, folder)} rows"
             except DataError as err:
                 status, remark = "failed", str(err)
                 console.error(f"{inside}: {remark}")
@@ -213,6 +237,18 @@ def _score_folder(scorer: Scorer, folder: Path, out: Path, strict: bool) -> int:
     failed = sum(1 for row in report if row[1] == "failed")
     console.result(f"written: {out} ({len(files) - failed} of {len(files)} files; see report.csv)")
     return 2 if failed == len(files) or (strict and failed) else 0
+
+
+def _targets(files: list[Path], folder: Path) -> dict[Path, str]:
+    """A name of its own for the scores of every file: without its ending, unless two are alike."""
+    names = {p: p.name if p == folder else "-".join(p.relative_to(folder).parts) for p in files}
+    stems = {p: ENDING.sub("", name) for p, name in names.items()}
+    alike = Counter(stems.values())
+    targets = {p: f"{names[p] if alike[stems[p]] > 1 else stems[p]}.csv" for p in files}
+    for target, count in Counter([*targets.values(), "report.csv"]).items():
+        if count > 1:
+            raise DataError(f"input: two files would both give {target}; rename one of them")
+    return targets
 
 
 class _Writer:
@@ -269,8 +305,7 @@ class _Unseen:
 
 def without_label(schema: Schema, path: Path, delimiter: str) -> Schema:
     """The schema of files without header line, when the new ones lack the label column."""
-    first = path if path.is_file() else find_file(path, "*.t*", "data")
-    with open_text(first) as file:
+    with open_text(path, "utf-8-sig") as file:
         columns = len(next(csv.reader(file, delimiter=delimiter), []))
     if columns != len(schema.header) - 1:
         return schema

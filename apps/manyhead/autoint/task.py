@@ -86,7 +86,9 @@ class AutoIntTask(Task[nn.Module]):
     def training_step(self, rows: Rows, batch_index: int) -> Tensor:
         """Mean cross-entropy of one batch."""
         loss = binary_cross_entropy_with_logits(self(rows), rows.label)
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(rows.label))
+        # Over all processes: the number must not depend on how many there are.
+        size = len(rows.label)
+        self.log("train/loss", loss, prog_bar=True, batch_size=size, sync_dist=True)
         return loss
 
     def validation_step(self, rows: Rows, batch_index: int) -> None:

@@ -108,6 +108,10 @@ def _plain_types(text: str) -> str:
         return text
     wanted = re.findall(r"Expected (?:an? )?(.+?)\.?(?= Expected |$)", found[2])
     names = dict.fromkeys(_plain_type(name) for name in wanted)
+    # What jsonargparse makes of --data.split.by where data.split is one value.
+    nested = re.search(r"NestedArg\(key='([\w.]+)'", found[3])
+    if nested:
+        return f"{found[1]}takes one value; it has no part {nested[1]!r} (see --help)"
     if "tuple" in names and not found[3].startswith("["):
         return f"{found[1]}got {found[3]!r}, expected a list; write '[{found[3]}]'"
     return f"{found[1]}got {found[3]!r}, expected {' or '.join(names)}"

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
 import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +44,14 @@ def export(app: App, ckpt: Path, out: Path, /, opset: int = 18) -> None:
         kind = type(net).__name__
         raise WeightsError(f"ckpt: {ckpt} holds the baseline {kind}; only {app.title} is exported")
     if out.suffix == ".onnx":
+        taken = [path for path in _beside(out) if path.exists()]
+        if taken and loaded.preprocessor is not None:
+            raise UserError(f"out: {taken[0]}, which goes beside {out.name}, exists; move it away")
         difference = export_onnx(net, out, opset)
         beside = _write_preprocessor(loaded, out)
         console.result(f"written: {out} (largest difference to torch {difference:.1e}){beside}")
         return
-    net.metrics = _metrics_of_run(loaded.source)
+    net.metrics = _metrics_of_run(loaded.source) or net.metrics
     _write_folder(net, out)
     console.result(f"written: {out} ({', '.join(sorted(f.name for f in out.iterdir()))})")
 
@@ -61,7 +67,7 @@ def export_onnx(net: PretrainedModel[Any], out: Path, opset: int) -> float:
     """
     inputs = net.example_inputs(batch=3)
     flat = _Flat(net, list(inputs))
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _silenced("torch.onnx"):
         warnings.simplefilter("ignore")  # the exporter's own deprecations
         program = torch.onnx.export(
             flat.eval(),
@@ -85,6 +91,18 @@ def export_onnx(net: PretrainedModel[Any], out: Path, opset: int) -> float:
             )
         file.rename(out)
     return difference
+
+
+@contextmanager
+def _silenced(name: str) -> Iterator[None]:
+    """Keep a logger's warnings back: torch.onnx notes operators of packages nobody uses here."""
+    log = logging.getLogger(name)
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 class _Flat(nn.Module):
@@ -123,12 +141,17 @@ def _write_preprocessor(loaded: Loaded, out: Path) -> str:
     if loaded.preprocessor is None:
         return ""
     meta, tensors = loaded.preprocessor
-    stem = out.with_suffix("")
-    path = Path(f"{stem}.preprocessor.json")
+    path, beside = _beside(out)
     path.write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    save_file(tensors, f"{stem}.preprocessor.safetensors")
+    save_file(tensors, beside)
     return f", {path.name} and .safetensors"
+
+
+def _beside(out: Path) -> tuple[Path, Path]:
+    """The preprocessor's two files beside an ONNX file."""
+    stem = out.with_suffix("")
+    return Path(f"{stem}.preprocessor.json"), Path(f"{stem}.preprocessor.safetensors")
 
 
 def _write_folder(net: PretrainedModel[Any], out: Path) -> None:

@@ -14,6 +14,7 @@ from torch import nn
 
 from manyhead_core.app import App
 from manyhead_core.errors import WeightsError
+from manyhead_core.evaluate.files import read_json
 from manyhead_core.hub.artefact import State
 from manyhead_core.hub.locate import locate
 
@@ -110,7 +111,7 @@ def _calibration(path: Path) -> dict[str, Any]:
     file = path.parent.parent / "calibration.json"
     if not file.is_file():
         return {}
-    content = json.loads(file.read_text(encoding="utf-8"))
+    content = read_json(file)
     if content.get("checkpoint_hash") != hashlib.sha256(path.read_bytes()).hexdigest():
         return {}
     return {"calibration": {name: content[name] for name in ("temperature", "bias")}}

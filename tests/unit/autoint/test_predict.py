@@ -12,7 +12,7 @@ from scipy.special import expit, logit
 from manyhead import registry
 from manyhead.autoint import AutoInt, AutoIntConfig
 from manyhead.autoint.encoder import Encoder
-from manyhead.autoint.explain import explain
+from manyhead.autoint.explain import explain, sample_rows
 from manyhead.autoint.predict import Scorer, predict
 from manyhead.autoint.simulate import click_log
 from manyhead.autoint.sources import open_source
@@ -199,3 +199,70 @@ def test_raw_files_of_a_published_set_are_scored_without_labels(tmp_path: Path) 
         predict(*words, tmp_path / "out.csv")
     predict(*words, tmp_path / "out.csv", format="avazu")
     assert pd.read_csv(tmp_path / "out.csv")["id"].tolist() == list(range(6))
+
+
+def test_new_data_need_no_columns_of_splits_and_segments(weights: Path, tmp_path: Path) -> None:
+    schema = LOG.schema
+    fields = {column for field in schema.fields for column in field.columns}
+    beside = {schema.group, schema.time, *schema.segments} - fields - {None}
+    assert beside, "the log has columns that are no field"
+    LOG.rows.drop(columns=[schema.label, *beside]).to_csv(tmp_path / "new.csv", index=False)
+    predict(APP, str(weights), tmp_path / "new.csv", tmp_path / "out.csv")
+    assert len(pd.read_csv(tmp_path / "out.csv")) == len(LOG.rows)
+
+
+def test_files_of_a_batch_with_like_names_keep_their_scores(
+    weights: Path, tmp_path: Path, capsys
+) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    for number, name in enumerate(("log.2023.csv", "log.2024.csv", "x.csv", "x.csv.gz")):
+        LOG.rows.iloc[10 * number :].to_csv(folder / name, index=False)
+    assert predict(APP, str(weights), folder, out) == 0
+    found = {path.name: len(pd.read_csv(path)) for path in out.iterdir()}
+    assert found.pop("report.csv") == 4
+    names = ("log.2023.csv", "log.2024.csv", "x.csv.csv", "x.csv.gz.csv")
+    assert found == {name: 400 - 10 * number for number, name in enumerate(names)}
+    LOG.rows.to_csv(folder / "report.csv", index=False)
+    with pytest.raises(DataError, match=r"would both give report\.csv"):
+        predict(APP, str(weights), folder, tmp_path / "other")
+    capsys.readouterr()
+
+
+def test_a_batch_takes_columns_from_the_names_of_sub_folders(
+    weights: Path, tmp_path: Path, capsys
+) -> None:
+    device = LOG.rows["device"].iloc[0]
+    rows = LOG.rows[LOG.rows["device"] == device]
+    (tmp_path / "in" / f"device={device}").mkdir(parents=True)
+    rows.drop(columns="device").to_csv(tmp_path / "in" / f"device={device}" / "a.csv")
+    rows.to_csv(tmp_path / "whole.csv")
+    assert predict(APP, str(weights), tmp_path / "in", tmp_path / "out") == 0
+    predict(APP, str(weights), tmp_path / "whole.csv", tmp_path / "whole-out.csv")
+    assert (tmp_path / "out" / f"device={device}-a.csv").read_text() == (
+        tmp_path / "whole-out.csv"
+    ).read_text()
+    capsys.readouterr()
+
+
+def test_explained_rows_are_spread_over_the_whole_table(weights: Path, tmp_path: Path) -> None:
+    LOG.rows.to_csv(tmp_path / "rows.csv", index=False)
+    frame, _ = sample_rows(Scorer.load(APP, weights), tmp_path / "rows.csv", 250)
+    assert len(frame) == 250
+    assert frame.index.is_unique
+    assert frame.index[-1] > 395
+    assert len(sample_rows(Scorer.load(APP, weights), tmp_path / "rows.csv", 999)[0]) == 400
+
+
+def test_headerless_raw_folders_are_scored_without_labels(tmp_path: Path) -> None:
+    lines = ["\t".join([str(n % 2), *(str(n + c) for c in range(11))]) for n in range(8)]
+    (tmp_path / "training.txt").write_text("\n".join(lines) + "\n")
+    profiles = "".join(f"{n + 10}\t{n % 3}\t{n % 6}\n" for n in range(8))
+    (tmp_path / "userid_profile.txt").write_text(profiles)
+    source = open_source("kdd12", tmp_path)
+    scorer = Scorer(torch.nn.Identity(), Encoder.fit(source.chunks(), source.schema), None, "kdd12")
+    expected = pd.concat(list(source.chunks())).drop(columns="click")
+    unlabelled = "\n".join(line.split("\t", 1)[1] for line in lines) + "\n"
+    (tmp_path / "training.txt").write_text(unlabelled)
+    found = pd.concat(list(scorer.chunks(tmp_path)))
+    pd.testing.assert_frame_equal(found, expected[list(found.columns)])

@@ -35,6 +35,7 @@ class TableSource:
         labelled: False for new data: the label is not read.
         allow_absent: Leave out columns that a file does not have.
         chunk_rows: Rows at a time.
+        base: Folder from which on `name=value` counts, if not `root`.
     """
 
     format = "table"
@@ -48,8 +49,10 @@ class TableSource:
         labelled: bool = True,
         allow_absent: bool = False,
         chunk_rows: int = CHUNK_ROWS,
+        base: Path | None = None,
     ) -> None:
         self.root = root
+        self.base = base or root
         self.schema = schema
         self.labelled, self.allow_absent = labelled, allow_absent
         self.chunk_rows = chunk_rows
@@ -68,7 +71,7 @@ class TableSource:
     def _files(self, wanted: list[str]) -> Iterator[pd.DataFrame]:
         rows = 0
         for path in self.paths:
-            fixed = partition_values(self.root, path)
+            fixed = partition_values(self.base, path)
             present = [*columns_of(path, self.schema), *fixed]
             if not self.allow_absent:
                 check_columns(wanted, present, path.name)

@@ -88,6 +88,7 @@ class Schema:
         time: Column to order rows by.
         segments: Columns that evaluation breaks the results down by.
         delimiter: Of a text file; empty: tab for .tsv, comma for all other text files.
+        decimal: Mark in the numbers of a text file: a point or a comma.
         header: Names of the columns when the text file has no header line.
     """
 
@@ -99,12 +100,14 @@ class Schema:
     time: str | None = None
     segments: tuple[str, ...] = ()
     delimiter: str = ""
+    decimal: str = "."
     header: tuple[str, ...] = field(default=())
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "fields", tuple(self.fields))
         object.__setattr__(self, "segments", tuple(self.segments))
         object.__setattr__(self, "header", tuple(self.header))
+        _one_of("schema.decimal", self.decimal, (".", ","))
         if not self.fields:
             raise ConfigError("schema.fields: is empty; name at least one field")
         names = [f.name for f in self.fields]

@@ -12,8 +12,16 @@ import yaml
 from manyhead.autoint.fields import Field, Schema
 from manyhead.autoint.sources import open_source
 from manyhead.autoint.sources.files import check_columns, clean_labels
-from manyhead.autoint.sources.guess import Column, describe, draft, find_label, read_raw
-from manyhead.autoint.sources.table import delimiter_of, table_files
+from manyhead.autoint.sources.guess import (
+    Column,
+    decimal_commas,
+    describe,
+    draft,
+    find_label,
+    guess_delimiter,
+    read_raw,
+)
+from manyhead.autoint.sources.table import table_files
 from manyhead_core.app import App
 from manyhead_core.cli import console
 from manyhead_core.errors import ConfigError, DataError
@@ -29,6 +37,7 @@ def inspect(
     write_schema: Path | None = None,
     format: str = "table",
     rows: int = 200000,
+    label_above: float | None = None,
 ) -> None:
     """Report on the columns of a table: kinds, gaps, label rate and what looks wrong.
 
@@ -40,6 +49,7 @@ def inspect(
         write_schema: New file for a draft of the schema.
         format: `table`, or the name of a public data set.
         rows: How many of the first rows to look at.
+        label_above: A label larger than this counts as 1, where there is no schema.
     """
     if write_schema is not None and write_schema.exists():
         raise DataError(f"--write_schema: {write_schema} exists already; name a new file")
@@ -54,22 +64,29 @@ def inspect(
     else:
         frame = read_raw(input, rows)
         name = label or find_label(frame)
-        columns, labels = guessed(frame, name)
+        delimiter = guess_delimiter(table_files(input)[0])
+        # Beside a comma as delimiter, 1,234 is as likely a thousand.
+        commas = decimal_commas(frame) if delimiter != "," else []
+        frame = frame.assign(**{c: frame[c].str.replace(",", ".") for c in commas})
+        columns, labels = guessed(frame, name, label_above)
         _report(columns, labels, name, len(frame))
         if write_schema is not None:
-            meaning = draft(columns, name, _delimiter(input))
+            meaning = draft(columns, name, delimiter, "," if commas else ".", label_above)
+    _note_copies(frame)
     if write_schema is not None:
         _write(write_schema, meaning)
 
 
-def guessed(frame: pd.DataFrame, label: str) -> tuple[list[Column], np.ndarray]:
+def guessed(
+    frame: pd.DataFrame, label: str, label_above: float | None = None
+) -> tuple[list[Column], np.ndarray]:
     """Columns of an unknown table, and its labels.
 
     Raises:
         DataError: The label column is missing or holds no 0 and 1.
     """
     check_columns([label], [str(name) for name in frame.columns], "--label")
-    labels = clean_labels(frame[label], Schema(label, (Field("any", "category"),)))
+    labels = clean_labels(frame[label], _only_label(label, label_above))
     names = [name for name in map(str, frame.columns) if name != label]
     columns = [describe(frame, labels, Field(name, "category"), False) for name in names]
     return columns, labels
@@ -111,9 +128,21 @@ def _first(frames: Iterator[pd.DataFrame], rows: int) -> pd.DataFrame:
     return pd.concat(parts)
 
 
-def _delimiter(root: Path) -> str:
-    path = table_files(root)[0]
-    return "," if path.suffix in (".parquet", ".pq") else delimiter_of(path)
+def _only_label(label: str, label_above: float | None) -> Schema:
+    name = "any" if label != "any" else "other"
+    return Schema(label, (Field(name, "category"),), label_above=label_above)
+
+
+def _note_copies(frame: pd.DataFrame) -> None:
+    try:
+        copies = int(frame.duplicated().sum())
+    except TypeError:  # lists cannot be compared this way
+        return
+    if copies:
+        console.say(
+            f"note: {copies} of {len(frame)} rows repeat an earlier one; a random split puts "
+            "copies into train and test"
+        )
 
 
 def _write(path: Path, schema: Schema) -> None:

@@ -24,6 +24,7 @@ from manyhead_core.errors import DataError
 
 CHUNK_ROWS = 200_000
 HASHED_WHOLE = 64 << 20  # bytes; a larger file is told apart by size, time, head and tail
+DELIMITERS = (",", ";", "\t", "|")
 QUOTE = "quote values that hold the delimiter, or set delimiter in the schema"
 # Texts that mean "no number". In a category they are values: NA is a country.
 NO_NUMBER = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", r"\N")
@@ -101,6 +102,12 @@ def check_columns(wanted: Sequence[str], present: Sequence[str], where: str) -> 
     """Raise when a wanted column is not there, with the nearest name."""
     for name in wanted:
         if name not in present:
+            other = [mark for mark in DELIMITERS if len(present) == 1 and mark in present[0]]
+            if other:
+                raise DataError(
+                    f"{where}: column {name!r} is missing: the one column is {present[0]!r}; "
+                    f"set delimiter: {other[0]!r} in the schema"
+                )
             names = ", ".join(present[:30])
             raise DataError(
                 f"{where}: column {name!r} is missing; {nearest(name, present)}it has: {names}"
@@ -137,6 +144,7 @@ def read_text(
     everything = {c for f in schema.fields for c in f.columns if c in names} <= set(columns)
     options: dict[str, Any] = {
         "sep": delimiter,
+        "decimal": schema.decimal,
         "skiprows": 0 if schema.header else 1,
         "usecols": None if everything else [names.index(c) for c in columns],
         "na_values": dict(enumerate(gaps)),
@@ -146,7 +154,8 @@ def read_text(
     try:
         yield from _stream(path, names, columns, options)
     except ValueError as err:
-        _find_text(_stream(path, names, columns, options | {"dtype": object}), numbers)
+        texts = _stream(path, names, columns, options | {"dtype": object})
+        _find_text(texts, numbers, schema)
         raise DataError(f"{path.name}: {' '.join(str(err).split())}") from err
 
 
@@ -190,11 +199,17 @@ def _surplus(names: int, values: int) -> str:
     return f"has {values} values per row for {names} columns; {QUOTE}"
 
 
-def _find_text(frames: Iterator[pd.DataFrame], numbers: Mapping[str, Field]) -> None:
+def _find_text(
+    frames: Iterator[pd.DataFrame], numbers: Mapping[str, Field], schema: Schema
+) -> None:
     """Raise with row and value of the first text in a number column."""
     for frame in frames:
         for name, field in numbers.items():
-            to_numbers(frame[name], replace(field, missing=(*NO_NUMBER, *field.missing)))
+            values = frame[name].str.replace(schema.decimal, ".", regex=False)
+            if name == schema.label:
+                _label_numbers(values, schema)
+            else:
+                to_numbers(values, replace(field, missing=(*NO_NUMBER, *field.missing)))
 
 
 def number_columns(schema: Schema) -> dict[str, Field]:
@@ -213,7 +228,7 @@ def clean_labels(column: pd.Series[Any], schema: Schema) -> np.ndarray:
     Raises:
         DataError: A label is missing or neither 0 nor 1.
     """
-    numbers = to_numbers(column, Field(schema.label, "number", missing=NO_NUMBER))
+    numbers = _label_numbers(column, schema)
     gaps = np.flatnonzero(~np.isfinite(numbers))
     if len(gaps):
         raise DataError(
@@ -226,9 +241,20 @@ def clean_labels(column: pd.Series[Any], schema: Schema) -> np.ndarray:
     if len(wrong):
         raise DataError(
             f"label {schema.label}, row {column.index[wrong[0]]}: is {numbers[wrong[0]]:g}, not 0 "
-            "or 1; set label_above in the schema to say from where on it counts as a click"
+            "or 1; set label_above, in the schema or of inspect, to say from where on it counts as 1"
         )
     return numbers
+
+
+def _label_numbers(column: pd.Series[Any], schema: Schema) -> np.ndarray:
+    try:
+        return to_numbers(column, Field(schema.label, "number", missing=NO_NUMBER))
+    except DataError as err:
+        value = re.search(r", (row .*?: '.*') is no number;", str(err))
+        raise DataError(
+            f"label {schema.label}, {value[1] if value else 'holds text'} is neither 0 nor 1; "
+            "write 1 for what is to be predicted and 0 for the rest"
+        ) from err
 
 
 def numbered(frames: Iterator[pd.DataFrame], schema: Schema) -> Iterator[pd.DataFrame]:

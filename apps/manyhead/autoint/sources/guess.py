@@ -10,8 +10,16 @@ import numpy as np
 import pandas as pd
 
 from manyhead.autoint.fields import Field, Kind, Schema
-from manyhead.autoint.sources.files import NO_NUMBER, readable
-from manyhead.autoint.sources.table import check_flat, columns_of, delimiter_of, table_files
+from manyhead.autoint.sources.files import DELIMITERS, NO_NUMBER, header_of, readable
+from manyhead.autoint.sources.table import (
+    PARQUET,
+    columns_of,
+    delimiter_of,
+    partition_values,
+    read_parquet,
+    table_files,
+)
+from manyhead.autoint.splitting import as_times
 from manyhead.autoint.vocabulary import factorise
 from manyhead_core.errors import ConfigError, DataError
 from manyhead_core.evaluate.binary import roc_auc
@@ -20,7 +28,10 @@ LABELS = ("label", "click", "clk", "clicked", "is_click", "target", "y")
 SEPARATORS = ("|", "^", ";")
 FEW = 50  # distinct whole numbers up to which a column is taken for a category
 LEAK = 0.98
-GROUP = re.compile(r"(^|_)(user|uid|user_?id|customer_?id|member_?id)$", re.IGNORECASE)
+GROUP = re.compile(
+    r"(^|_)(uid|(user|patient|subject)(_?id)?|(customer|member|participant)_?id)$", re.IGNORECASE
+)
+DECIMAL_COMMA = r"[+-]?\d+(,\d+)?([eE][+-]?\d+)?"
 TIME = re.compile(r"(time|timestamp|time_stamp|date|day|datetime)$", re.IGNORECASE)
 
 
@@ -63,7 +74,7 @@ def read_raw(root: Path, rows: int) -> pd.DataFrame:
         left = rows - sum(map(len, parts))
         if left <= 0:
             break
-        parts.append(_head(path, left))
+        parts.append(_head(path, left).assign(**partition_values(root, path)))
     frame = pd.concat(parts, ignore_index=True)
     if frame.empty:
         raise DataError(f"--input: {root.name} holds no rows")
@@ -109,7 +120,7 @@ def describe(frame: pd.DataFrame, label: np.ndarray | None, field: Field, given:
         float("nan") if label is None else alone(codes, texts, kind, label),
         separator=separator,
     )
-    column = replace(column, role="" if given else _role(column, len(frame)))
+    column = replace(column, role="" if given else _role(column, texts, len(frame)))
     return replace(column, warnings=_warnings(column, len(frame)))
 
 
@@ -130,7 +141,35 @@ def alone(codes: np.ndarray, texts: np.ndarray, kind: Kind, label: np.ndarray) -
     return max(roc_auc(label, _cross_rates(codes, len(texts), label)), 0.5)
 
 
-def draft(columns: list[Column], label: str, delimiter: str) -> Schema:
+def guess_delimiter(path: Path) -> str:
+    """What stands between the columns of a table, from its first line."""
+    if path.suffix.lower() in PARQUET:
+        return ","
+    usual = delimiter_of(path)
+    columns = {mark: len(header_of(path, mark)) for mark in DELIMITERS}
+    return usual if columns[usual] > 1 else max(columns, key=lambda mark: columns[mark])
+
+
+def decimal_commas(frame: pd.DataFrame) -> list[str]:
+    """Columns of texts that are all numbers when a comma is read as the decimal mark."""
+    found = []
+    for name in map(str, frame.columns):
+        values = frame[name].dropna()
+        if not len(values) or not all(type(value) is str for value in values.head(10)):
+            continue
+        values = values[~values.isin(NO_NUMBER)].astype(str)
+        if values.str.contains(",").any() and values.str.fullmatch(DECIMAL_COMMA).all():
+            found.append(name)
+    return found
+
+
+def draft(
+    columns: list[Column],
+    label: str,
+    delimiter: str,
+    decimal: str = ".",
+    label_above: float | None = None,
+) -> Schema:
     """A schema of all columns that look usable.
 
     Raises:
@@ -150,22 +189,22 @@ def draft(columns: list[Column], label: str, delimiter: str) -> Schema:
         row_id=roles.get("row_id"),
         group=roles.get("group"),
         time=roles.get("time"),
+        label_above=label_above,
         delimiter="" if delimiter == "," else delimiter,
+        decimal=decimal,
     )
 
 
 def _head(path: Path, rows: int) -> pd.DataFrame:
-    names = columns_of(path)
-    if path.suffix in (".parquet", ".pq"):
-        import pyarrow.parquet as pq
-
-        check_flat(path, names)
-        batches = pq.ParquetFile(path).iter_batches(batch_size=rows)
-        return next((batch.to_pandas() for batch in batches), pd.DataFrame(columns=names))
+    if path.suffix.lower() in PARQUET:
+        names = columns_of(path)
+        return next(read_parquet(path, names, rows), pd.DataFrame(columns=names))
+    delimiter = guess_delimiter(path)
+    header_of(path, delimiter)  # names that come twice would be renamed without a word
     with readable(path):
         return pd.read_csv(
             path,
-            sep=delimiter_of(path),
+            sep=delimiter,
             dtype=object,
             keep_default_na=False,
             na_values=[""],
@@ -201,14 +240,22 @@ def _separator(texts: np.ndarray) -> str:
     return ""
 
 
-def _role(column: Column, rows: int) -> str:
+def _role(column: Column, texts: np.ndarray, rows: int) -> str:
     if GROUP.search(column.name):
         return "group"
-    if TIME.search(column.name) and column.kind != "list":
+    if TIME.search(column.name) and column.kind != "list" and _are_times(texts):
         return "time"
     if column.kind == "category" and rows >= 20 and column.distinct == rows:
         return "row_id"
     return ""
+
+
+def _are_times(texts: np.ndarray) -> bool:
+    try:
+        as_times(pd.Series(texts, dtype=object), "")
+    except DataError:
+        return False
+    return True
 
 
 def _warnings(column: Column, rows: int) -> tuple[str, ...]:

@@ -131,7 +131,7 @@ def read_frames(
     """Stream columns of one file."""
     if _kind(path) == "text":
         return read_text(path, schema, columns, delimiter_of(path, schema), chunk_rows)
-    return _read_parquet(path, columns, chunk_rows)
+    return read_parquet(path, columns, chunk_rows)
 
 
 def delimiter_of(path: Path, schema: Schema | None = None) -> str:
@@ -149,7 +149,8 @@ def partition_values(root: Path, path: Path) -> dict[str, str]:
     return dict(parts)
 
 
-def _read_parquet(path: Path, columns: Sequence[str], rows: int) -> Iterator[pd.DataFrame]:
+def read_parquet(path: Path, columns: Sequence[str], rows: int) -> Iterator[pd.DataFrame]:
+    """Stream columns of a Parquet file."""
     import pyarrow as pa
 
     file = _parquet(path)

@@ -14,7 +14,13 @@ import numpy as np
 import pandas as pd
 
 from manyhead import registry
-from manyhead.autoint.explain import explain_rows, importance_picture, map_picture, sample_rows
+from manyhead.autoint.explain import (
+    explain_effects,
+    extremes,
+    importance_picture,
+    map_picture,
+    sample_rows,
+)
 from manyhead.autoint.interactions import field_maps, pair_interaction, permutation_importance
 from manyhead.autoint.model import AutoInt
 from manyhead.autoint.predict import Scorer
@@ -171,7 +177,7 @@ def _tell_interactions(
         )
     )
     maps = field_maps(scorer.net, rows, fields)
-    cases = explain_rows(maps, frame, scorer, examples=4, top=3)
+    cases = explain_effects(frame, rows, scorer, extremes(scorer.score(frame), 4), seed)
     story.tables.append(_case_table(cases))
     caption = "Mean attention between fields in layer 1: where the model looked, not what it needs"
     story.figures.append((caption, map_picture(maps)))
@@ -179,15 +185,15 @@ def _tell_interactions(
 
 def _case_table(cases: pd.DataFrame) -> tuple[str, list[str], list[list[str]]]:
     lines = [
-        [str(row), f"{table['score'].iloc[0]:.3f}", _pairs(table)]
+        [str(row), f"{table['score'].iloc[0]:.3f}", _strongest(table)]
         for row, table in cases.groupby("id", sort=False)
     ]
-    header = ["row", "probability", "strongest attention (query to key, times an even spread)"]
-    return "A few cases: the two highest and the two lowest scores", header, lines
+    header = ["row", "probability", "fields that move it most, in logits"]
+    return "A few cases: the highest and the lowest scores", header, lines
 
 
-def _pairs(table: pd.DataFrame) -> str:
-    return ", ".join(f"{r.query} to {r.key} {r.ratio:.2f}" for r in table.itertuples())
+def _strongest(effects: pd.DataFrame) -> str:
+    return ", ".join(f"{row.field} {row.effect:+.2f}" for row in effects.head(4).itertuples())
 
 
 def _reload_check(test: pd.DataFrame, scores: pd.DataFrame) -> Check:

@@ -15,6 +15,7 @@ from scipy.stats import spearmanr
 from manyhead.autoint.interactions import (
     FieldMaps,
     field_maps,
+    local_effects,
     pair_interaction,
     permutation_importance,
 )
@@ -32,6 +33,7 @@ pairs.csv         attention of the first layer between two fields, mean over hea
                   A ratio of 1 is what an even spread would give. It shows where the layer looked.
 maps.csv          mean attention per layer and head. From layer 2 on, tokens mix several fields.
 rows.csv          for single rows: the strongest pairs of the first layer, and the row's score.
+effects.csv       for single rows: what each field does to the logit, against the values of others.
 importance.csv    what the AUC loses when one field is shuffled between rows (needs labels).
 interactions.csv  how far the logit is from a sum over two fields (mixed difference, in logits).
 
@@ -75,12 +77,13 @@ def explain(
     scorer = Scorer.load(app, weights, format=format)
     frame, encoded = sample_rows(scorer, input, rows)
     fields = scorer.encoder.field_names
-    found: dict[str, pd.DataFrame] = {}
+    chosen = extremes(scorer.score(frame), examples)
+    found = {"effects": explain_effects(frame, encoded, scorer, chosen, seed)}
     pictures: dict[str, Figure] = {}
     if isinstance(scorer.net, AutoInt):
         maps = field_maps(scorer.net, encoded, fields)
         found |= {"pairs": maps.pairs(), "maps": maps.table()}
-        found["rows"] = explain_rows(maps, frame, scorer, examples, top)
+        found["rows"] = explain_rows(maps, frame, scorer, chosen, top)
         pictures["maps"] = map_picture(maps)
     found["interactions"] = pair_interaction(scorer.net, encoded, fields, seed=seed)
     if set(encoded.label.tolist()) == {0.0, 1.0}:
@@ -110,23 +113,30 @@ def sample_rows(scorer: Scorer, path: Path, rows: int) -> tuple[pd.DataFrame, Ro
     return frame, scorer.rows(frame)
 
 
+def extremes(scores: np.ndarray, count: int) -> list[int]:
+    """Places of the highest and the lowest scores, half of each."""
+    order = [int(place) for place in scores.argsort()[::-1]]
+    half = count // 2
+    return order[: count - half] + order[len(order) - half :]
+
+
 def explain_rows(
-    maps: FieldMaps, frame: pd.DataFrame, scorer: Scorer, examples: int, top: int
+    maps: FieldMaps, frame: pd.DataFrame, scorer: Scorer, chosen: list[int], top: int
 ) -> pd.DataFrame:
-    """The strongest first-layer pairs of single rows, those with the highest and lowest scores."""
-    scores = scorer.score(frame)
-    order = scores.argsort()[::-1]
-    half = examples // 2
-    chosen = list(order[: examples - half]) + (list(order[-half:]) if half else [])
-    lines = [line for row in chosen for line in _row_pairs(maps, int(row), top)]
+    """The strongest first-layer pairs of single rows, with id and score."""
+    lines = [line for row in chosen for line in _row_pairs(maps, row, top)]
     table = pd.DataFrame(lines, columns=["row", "rank", "query", "key", "weight"])
-    place = table.pop("row").to_numpy(dtype=int)
-    row_id = scorer.encoder.schema.row_id
-    names = frame[row_id].to_numpy() if row_id and row_id in frame else frame.index.to_numpy()
-    table.insert(0, "id", names[place])
-    table.insert(1, "score", scores[place])
     table["ratio"] = table["weight"] * len(maps.fields)
-    return table
+    return _named(table, frame, scorer)
+
+
+def explain_effects(
+    frame: pd.DataFrame, encoded: Rows, scorer: Scorer, chosen: list[int], seed: int
+) -> pd.DataFrame:
+    """What each field does to the logit of single rows: id, score, field, effect."""
+    table = local_effects(scorer.net, encoded, chosen, scorer.encoder.field_names, seed=seed)
+    named = _named(table, frame, scorer)
+    return named.sort_values("score", ascending=False, kind="stable", ignore_index=True)
 
 
 def map_picture(maps: FieldMaps) -> Figure:
@@ -152,6 +162,16 @@ def agreement(found: dict[str, pd.DataFrame]) -> float | None:
     received = found["pairs"].groupby("key")["weight"].sum()
     drops = found["importance"].set_index("field")["auc_drop"]
     return float(spearmanr(received.reindex(drops.index), drops).statistic)
+
+
+def _named(table: pd.DataFrame, frame: pd.DataFrame, scorer: Scorer) -> pd.DataFrame:
+    """Put id and score of the row in the place of its place."""
+    place = table.pop("row").to_numpy(dtype=int)
+    row_id = scorer.encoder.schema.row_id
+    names = frame[row_id].to_numpy() if row_id and row_id in frame else frame.index.to_numpy()
+    table.insert(0, "id", names[place])
+    table.insert(1, "score", scorer.score(frame.iloc[place]))
+    return table
 
 
 def _row_pairs(maps: FieldMaps, row: int, top: int) -> Iterator[tuple[int, int, str, str, float]]:

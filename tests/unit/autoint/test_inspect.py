@@ -10,7 +10,7 @@ from manyhead.autoint.fields import Field, Schema
 from manyhead.autoint.inspect import guessed, inspect
 from manyhead.autoint.sources import open_source
 from manyhead.autoint.sources.files import find_file
-from manyhead.autoint.sources.guess import find_label
+from manyhead.autoint.sources.guess import find_label, guess_delimiter
 from manyhead.autoint.sources.table import TableSource
 from manyhead.registry import get
 from manyhead_core.errors import ConfigError, DataError
@@ -119,7 +119,7 @@ def source(tmp_path, text: str, schema: Schema | None = None) -> TableSource:
         ("y,a,a\n1,x,z\n", "'a' appears twice"),
         ("y,a\n1,x\n,x\n", "label y, row 1: is missing"),
         ("y,a\n1,x\n0,x\n2,x\n", "label y, row 2: is 2, not 0 or 1"),
-        ("y,a\n1,x\nyes,x\n", "column y, row 1: 'yes' is no number"),
+        ("y,a\n1,x\nyes,x\n", "label y, row 1: 'yes' is neither 0 nor 1; write 1 for"),
         ("y,a\n1,x\n1,x,3\n", "Expected 2 fields in line 3, saw 3; quote"),
         ("y,a\n1,x,3\n1,x\n", "has 3 values per row for 2 columns; quote"),
         ("y,a\n1\n0\n", "'a' is missing"),
@@ -234,3 +234,93 @@ def test_records_in_parquet_are_refused(tmp_path):
     frame.to_parquet(tmp_path / "nested.parquet")
     with pytest.raises(DataError, match=r"column 'who' holds struct.*flatten it"):
         inspect(get("autoint"), tmp_path / "nested.parquet", label="label")
+
+
+def test_a_european_export_is_drafted_and_read_as_numbers(tmp_path):
+    frame = messy().assign(when="2024-05-31").replace("", "none")
+    frame.to_csv(tmp_path / "point.csv", index=False)
+    frame.to_csv(tmp_path / "comma.csv", index=False, sep=";", decimal=",")
+    for name in ("point", "comma"):
+        inspect(get("autoint"), tmp_path / f"{name}.csv", write_schema=tmp_path / f"{name}.yaml")
+    schema = Schema.load(tmp_path / "comma.yaml")
+    assert (schema.delimiter, schema.decimal) == (";", ",")
+    found, expected = (
+        pd.concat(
+            TableSource(tmp_path / f"{name}.csv", Schema.load(tmp_path / f"{name}.yaml")).chunks()
+        )
+        for name in ("comma", "point")
+    )
+    pd.testing.assert_frame_equal(found, expected)
+    assert found["price"].dtype == np.float64
+
+
+def test_a_comma_beside_commas_is_no_decimal_mark(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text('y,a\n0,"1,234"\n1,"1,235"\n')
+    inspect(get("autoint"), path, label="y", write_schema=tmp_path / "s.yaml")
+    schema = Schema.load(tmp_path / "s.yaml")
+    assert schema.decimal == "."
+    assert schema.fields[0].kind == "category"
+
+
+def test_text_in_a_column_with_decimal_commas_is_named(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("y;a\n1;1,5\n0;high\n")
+    schema = Schema("y", (Field("a", "number"),), delimiter=";", decimal=",")
+    with pytest.raises(DataError, match="column a, row 1: 'high' is no number"):
+        list(TableSource(path, schema).chunks())
+    with pytest.raises(DataError, match="set delimiter: ';' in the schema"):
+        list(TableSource(path, Schema("y", (A,))).chunks())
+    with pytest.raises(ConfigError, match=r"schema.decimal: is ';'"):
+        Schema("y", (A,), decimal=";")
+
+
+def test_delimiters_are_guessed_from_the_first_line(tmp_path):
+    for line, mark in (("a,b", ","), ("a;b,c;d", ","), ("a|b|c", "|"), ("a\tb", "\t"), ("a", ",")):
+        (tmp_path / "t.csv").write_text(f"{line}\n")
+        assert guess_delimiter(tmp_path / "t.csv") == mark
+
+
+def test_a_counted_label_can_be_drafted(tmp_path, capsys):
+    path, draft = tmp_path / "t.csv", tmp_path / "schema.yaml"
+    messy().assign(label=[n % 4 for n in range(400)]).to_csv(path, index=False)
+    with pytest.raises(DataError, match="set label_above, in the schema or of inspect"):
+        inspect(get("autoint"), path)
+    inspect(get("autoint"), path, label_above=1, write_schema=draft)
+    assert "50.00% of the rows are 1" in capsys.readouterr().out
+    assert Schema.load(draft).label_above == 1
+
+
+def test_columns_in_the_names_of_folders_are_inspected(tmp_path, capsys):
+    for region in ("north", "south"):
+        (tmp_path / "t" / f"region={region}").mkdir(parents=True)
+        messy(100).to_csv(tmp_path / "t" / f"region={region}" / "x.csv", index=False)
+    inspect(get("autoint"), tmp_path / "t", write_schema=tmp_path / "schema.yaml")
+    draft = Schema.load(tmp_path / "schema.yaml")
+    assert "region" in {field.name for field in draft.fields}
+    assert len(next(TableSource(tmp_path / "t", draft).chunks())) == 100
+    assert "100 of 200 rows" not in capsys.readouterr().err, "another region, so no copies"
+
+
+def test_copies_are_mentioned(tmp_path, capsys):
+    pd.concat([messy(100), messy(100)]).to_csv(tmp_path / "t.csv", index=False)
+    inspect(get("autoint"), tmp_path / "t.csv")
+    assert "100 of 200 rows repeat an earlier one" in capsys.readouterr().err
+
+
+def test_long_ids_with_gaps_keep_their_digits(tmp_path, capsys):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    ids = [None, *[9_007_199_254_740_992 + n % 90 for n in range(99)]]
+    table = pa.table({"label": [n % 2 for n in range(100)], "a": pa.array(ids, pa.int64())})
+    pq.write_table(table, tmp_path / "t.parquet")
+    inspect(get("autoint"), tmp_path / "t.parquet")
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("a "))
+    assert line.split()[2] == "90", "neighbours beyond 2**53 are not the same value"
+
+
+def test_roles_of_clinical_tables():
+    frame = messy().assign(patient_id=7, visit_date=["2024-05-31", "2024-06-01"] * 200)
+    columns = {c.name: c for c in guessed(frame.assign(day="Monday"), "label")[0]}
+    assert columns["patient_id"].role == "group"
+    assert columns["visit_date"].role == "time"
+    assert columns["day"].role == "", "a name is nothing to order rows by"

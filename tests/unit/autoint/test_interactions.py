@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from manyhead.autoint.interactions import (
+    local_effects,
     logits,
     pair_interaction,
     permutation_importance,
@@ -76,3 +77,15 @@ def test_fields_are_exchanged_between_rows_only(rows: Rows) -> None:
 def test_batches_do_not_change_the_scores(rows: Rows) -> None:
     assert sum(len(part.label) for part in slices(rows, 128)) == 500
     np.testing.assert_array_equal(logits(Formula(), rows, 7), logits(Formula(), rows, 500))
+
+
+def test_local_effect_is_the_change_against_other_rows(rows: Rows) -> None:
+    table = local_effects(Formula(), rows, [3, 7], FIELDS, background=500)
+    assert table["row"].tolist() == [3] * 4 + [7] * 4
+    found = table.set_index(["row", "field"])["effect"]
+    # c enters as itself, and its mean over the rows is near zero.
+    for place in (3, 7):
+        assert found[place, "c"] == pytest.approx(float(rows.value[place, 2]), abs=0.15)
+        product = 2 * float(rows.value[place, 0] * rows.value[place, 1])
+        assert found[place, "a"] == pytest.approx(product, abs=0.3)
+        assert table[table["row"] == place]["effect"].abs().is_monotonic_decreasing

@@ -132,6 +132,7 @@ def test_explain_writes_tables_and_pictures(weights: Path, tmp_path: Path, capsy
     explain(APP, str(weights), tmp_path / "labelled.csv", out, rows=150, examples=6, repeats=2)
     assert {path.name for path in out.iterdir()} == {
         "README.txt",
+        "effects.csv",
         "importance.csv",
         "importance.png",
         "interactions.csv",

@@ -241,7 +241,7 @@ def clean_labels(column: pd.Series[Any], schema: Schema) -> np.ndarray:
     if len(wrong):
         raise DataError(
             f"label {schema.label}, row {column.index[wrong[0]]}: is {numbers[wrong[0]]:g}, not 0 "
-            "or 1; set label_above, in the schema or of inspect, to say from where on it counts as 1"
+            "or 1; set label_above, in the schema or of inspect: a larger label counts as 1"
         )
     return numbers
 

@@ -182,7 +182,7 @@ def draft(
     ]
     if not fields:
         raise DataError("--write_schema: no column looks usable as a field; write it by hand")
-    roles = {c.role: c.name for c in columns if c.role}
+    roles = {c.role: c.name for c in reversed(columns) if c.role}  # the first of several
     return Schema(
         label,
         tuple(fields),

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from manyhead_core.attention import kernels
 from manyhead_core.attention.backend import AttendInfo, Backend, explain_backend
 from manyhead_core.attention.maps import MapRequest, attention_maps
+from manyhead_core.attention.masks import Mask, Shape
 from manyhead_core.errors import ConfigError
 
 
@@ -35,7 +36,7 @@ def attend(
     key: Tensor,
     value: Tensor,
     *,
-    mask: Tensor | None = None,
+    mask: Tensor | Mask | None = None,
     bias: Tensor | None = None,
     scale: float | None = None,
     dropout_p: float = 0.0,
@@ -54,7 +55,7 @@ def attend(
         query: `(batch, heads, queries, head_dim)`.
         key: `(batch, key_heads, keys, head_dim)`; `heads` is a multiple of `key_heads`.
         value: `(batch, key_heads, keys, value_dim)`.
-        mask: Boolean, True where attending is allowed, broadcastable to
+        mask: A `Mask`, or a boolean tensor, True where attending is allowed, broadcastable to
             `(batch, heads, queries, keys)`.
         bias: Added to the scaled scores, same broadcasting.
         scale: Factor of the scores; None means `head_dim ** -0.5`.
@@ -68,6 +69,8 @@ def attend(
         ConfigError: The heads do not divide, the mask is not boolean, or the named backend cannot
             do it.
     """
+    if isinstance(mask, Mask):
+        mask = mask.dense(Shape.of(query, key))
     _check(query, key, mask)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     info = explain_backend(
@@ -125,7 +128,7 @@ class Attend(nn.Module):
         key: Tensor,
         value: Tensor,
         *,
-        mask: Tensor | None = None,
+        mask: Tensor | Mask | None = None,
         bias: Tensor | None = None,
         maps: MapRequest | None = None,
     ) -> AttendOutput:

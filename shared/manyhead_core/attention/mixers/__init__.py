@@ -1,0 +1,1 @@
+"""The mixers: one module a mechanism, named after it."""

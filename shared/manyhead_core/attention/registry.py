@@ -1,0 +1,72 @@
+"""Mixers by name. Reading this table imports nothing; a mixer is imported when it is asked for."""
+
+from __future__ import annotations
+
+import inspect
+import pkgutil
+from collections.abc import Mapping
+from typing import Any
+
+from manyhead_core.app import find
+from manyhead_core.attention.mixer import Layout, Pattern, TokenMixer
+from manyhead_core.errors import ConfigError
+
+MIXERS: dict[str, str] = {
+    "softmax": "manyhead_core.attention.mixers.softmax:Attention",
+}
+
+
+def mixer_class(name: str) -> type[TokenMixer]:
+    """The class of a mixer.
+
+    Raises:
+        UserError: There is no such mixer.
+    """
+    kind: type[TokenMixer] = pkgutil.resolve_name(MIXERS[find(name, MIXERS, "mixer")])
+    return kind
+
+
+def build(mixer: str | Mapping[str, Any], **options: Any) -> TokenMixer:
+    """Build a mixer from its name, or from a mapping with `name` and options.
+
+    Args:
+        mixer: `"moh"`, or `{"name": "bra", "num_windows": 7, "topk": 4}`.
+        **options: `dim`, `num_heads` and the mixer's own options; those of the mapping win.
+
+    Raises:
+        UserError: There is no such mixer.
+        ConfigError: An option is unknown to it.
+    """
+    given = dict(mixer) if isinstance(mixer, Mapping) else {"name": mixer}
+    kind = mixer_class(given.pop("name", ""))
+    options |= given
+    accepted = list(inspect.signature(kind).parameters)
+    for name in options:
+        if name not in accepted:
+            raise ConfigError(
+                f"{kind.name}: unknown option {name!r}; it accepts {', '.join(accepted)}"
+            )
+    return kind(**options)
+
+
+def available(pattern: Pattern | None = None, layout: Layout | None = None) -> list[str]:
+    """Names of the mixers that support a pattern and a layout."""
+    found = []
+    for name in MIXERS:
+        able = mixer_class(name).capabilities
+        if (pattern is None or pattern in able.patterns) and (
+            layout is None or layout in able.layouts
+        ):
+            found.append(name)
+    return found
+
+
+def supporting(query: str) -> list[str]:
+    """Names of the mixers with a capability, such as `pattern='CS'` or `maps=True`."""
+    kind, _, value = query.partition("=")
+    if kind == "pattern":
+        wanted = value.strip("'\"")
+        return [n for n in MIXERS if wanted in mixer_class(n).capabilities.patterns]
+    if kind == "mask":
+        return [n for n in MIXERS if mixer_class(n).capabilities.mask == "any"]
+    return [n for n in MIXERS if getattr(mixer_class(n).capabilities, kind)]

@@ -10,6 +10,12 @@ CASES = {
     "nested option": (("--model.net.hiden", "[3]"), ("did you mean --model.net.hidden?",)),
     "stray word": (("word",), ("word",)),
     "value": (("--model.lr", "fast"), ("model.lr: got 'fast', expected float",)),
+    "list without brackets": (
+        ("--model.net.hidden", "3,4"),
+        ("model.net.hidden: got '3,4', expected a list; write '[3,4]'",),
+    ),
+    "part of a path": (("--data.root.a", "b"), ("data.root: takes one value and has no parts",)),
+    "part of a number": (("--model.lr.a", "1"), ("model.lr: takes one value and has no parts",)),
     "trainer value": (
         ("--trainer.max_epochs", "many"),
         ("trainer.max_epochs: got 'many', expected int or null",),
@@ -57,6 +63,7 @@ def test_errors_in_the_data(cli, tmp_path):
     assert done.code == 2
     assert done.line == "manyhead toy: data.root: empty/rows.csv does not exist; run the simulator"
     assert not any((tmp_path / "runs").rglob("*.ckpt"))
+    assert not (tmp_path / "runs" / "toy" / "default" / "0").exists(), "nothing was run"
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,13 @@ Kind = Literal["number", "category", "list"]
 Transform = Literal["none", "log_square", "log1p"]
 Scaling = Literal["none", "standard", "minmax"]
 FORMAT = 1
+# What a value of a YAML file must be, by annotation, and how to write it.
+TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
+    "str": (str, "a text, in quotes: '{}'"),
+    "int": (int, "a whole number"),
+    "float": ((int, float), "a number"),
+    "tuple[str, ...]": ((list, tuple), "a list: [{}]"),
+}
 Part = TypeVar("Part", "Field", "Schema")
 
 
@@ -160,6 +167,8 @@ class Schema:
             )
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except UnicodeDecodeError as err:
+            raise ConfigError(f"schema: {path} is no utf-8 text; is it a YAML file?") from err
         except yaml.YAMLError as err:
             line = " ".join(str(err).split())
             raise ConfigError(f"schema: {path} is not valid YAML: {line}") from err
@@ -220,6 +229,8 @@ def _build(kind: type[Part], values: Mapping[str, Any], where: str) -> Part:
             raise ConfigError(
                 f"{where}: unknown key {key!r}; {nearest(str(key), known)}known: {names}"
             )
+    for key, value in values.items():
+        _check_type(f"{where}.{key}", value, str(known[key].type))
     for key, entry in known.items():
         needed = entry.default is MISSING and entry.default_factory is MISSING
         if needed and key not in values:
@@ -228,6 +239,16 @@ def _build(kind: type[Part], values: Mapping[str, Any], where: str) -> Part:
         return kind(**values)
     except TypeError as err:
         raise ConfigError(f"{where}: {err}") from err
+
+
+def _check_type(where: str, value: Any, annotation: str) -> None:
+    """Raise when YAML has read something else than was meant: 2019 as a number, no as False."""
+    kind = annotation.removesuffix(" | None")
+    if kind not in TYPES or (value is None and kind != annotation):
+        return
+    types, what = TYPES[kind]
+    if not isinstance(value, types) or isinstance(value, bool):
+        raise ConfigError(f"{where}: is {value!r}; write {what.format(value)}")
 
 
 def _changed(part: Field | Schema) -> dict[str, Any]:

@@ -163,6 +163,8 @@ def predict(
         raise ConfigError(f"out: {out} must end in .csv or .parquet, or be a folder")
     if out.is_file():
         raise UserError(f"out: {out} exists; choose another name")
+    if format != "table" and not out.suffix:
+        raise ConfigError(f"out: {out} is a folder; --format {format} needs one file, as {out}.csv")
     scorer = Scorer.load(
         app, weights, format=format, allow_missing=allow_missing, batch_size=batch_size
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -313,7 +314,16 @@ def run_training(app: App, words: Sequence[str]) -> int:
                 f"--ckpt_path: the weights do not fit the network: "
                 f"{str(err).splitlines()[1].strip()} Same model.net options and data as in the fit?"
             ) from err
+        finally:
+            _drop_empty(getattr(cli, "folder", None))
     return 0
+
+
+def _drop_empty(folder: Path | None) -> None:
+    """Give back the number of a run that a mistake has ended before it wrote anything."""
+    if folder is not None:
+        with suppress(OSError):  # a folder that holds something stays
+            folder.rmdir()
 
 
 def _resume_hint(cli: TrainingCLI) -> str:

@@ -99,6 +99,8 @@ def shorten(message: str, cause: BaseException | None, options: list[str]) -> st
 
 def _plain_types(text: str) -> str:
     """A type error without the notation of Python's type system."""
+    if "NestedArg" in text:  # of --data.split.by, where data.split is one value
+        return f"{text.partition(':')[0]}: takes one value and has no parts; see --help"
     found = re.search(
         r"^(.*?)(?:Subtypes: .*?Errors: )?(Expected .*?)\.?"
         r"(?: Given value type: .*?Given| Got) value: (.*)$",
@@ -108,10 +110,6 @@ def _plain_types(text: str) -> str:
         return text
     wanted = re.findall(r"Expected (?:an? )?(.+?)\.?(?= Expected |$)", found[2])
     names = dict.fromkeys(_plain_type(name) for name in wanted)
-    # What jsonargparse makes of --data.split.by where data.split is one value.
-    nested = re.search(r"NestedArg\(key='([\w.]+)'", found[3])
-    if nested:
-        return f"{found[1]}takes one value; it has no part {nested[1]!r} (see --help)"
     if "tuple" in names and not found[3].startswith("["):
         return f"{found[1]}got {found[3]!r}, expected a list; write '[{found[3]}]'"
     return f"{found[1]}got {found[3]!r}, expected {' or '.join(names)}"

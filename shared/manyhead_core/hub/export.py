@@ -53,7 +53,8 @@ def export(app: App, ckpt: Path, out: Path, /, opset: int = 18) -> None:
         return
     net.metrics = _metrics_of_run(loaded.source) or net.metrics
     _write_folder(net, out)
-    console.result(f"written: {out} ({', '.join(sorted(f.name for f in out.iterdir()))})")
+    kept = "; with its calibration" if "calibration" in (loaded.preprocessor or ({},))[0] else ""
+    console.result(f"written: {out} ({', '.join(sorted(f.name for f in out.iterdir()))}){kept}")
 
 
 def export_onnx(net: PretrainedModel[Any], out: Path, opset: int) -> float:

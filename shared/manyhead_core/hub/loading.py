@@ -98,7 +98,7 @@ def _from_checkpoint(app: App, path: Path) -> Loaded:
     saved = content["manyhead"]["preprocessor"]
     state = None
     if saved is not None:
-        meta = json.loads(saved["meta"]) | _calibration(path)
+        meta = json.loads(saved["meta"]) | calibration_of(path)
         state = meta, dict(saved["tensors"])
     net = task.net.eval()
     if hasattr(net, "preprocessor_state"):
@@ -106,7 +106,7 @@ def _from_checkpoint(app: App, path: Path) -> Loaded:
     return Loaded(net, state, dict(content["hyper_parameters"]), path)
 
 
-def _calibration(path: Path) -> dict[str, Any]:
+def calibration_of(path: Path) -> dict[str, Any]:
     """What `calibrate` has fitted for this very checkpoint, as an entry of the preprocessor."""
     file = path.parent.parent / "calibration.json"
     if not file.is_file():

@@ -74,3 +74,25 @@ def test_broken_yaml_is_one_line(tmp_path):
     with pytest.raises(ConfigError, match="not valid YAML") as caught:
         Schema.load(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("label: y\nfields: [{name: 2019, kind: number}]", r"fields.name: is 2019; .*'2019'"),
+        ("label: no\nfields: [{name: a, kind: number}]", "schema.label: is False; write a text"),
+        ("label: y\nsegments: site\nfields: [{name: a, kind: number}]", r"a list: \[site\]"),
+        ("label: y\nfields: [{name: a, kind: list, max_slots: many}]", "write a whole number"),
+        ("label: y\nlabel_above: low\nfields: [{name: a, kind: list}]", "write a number"),
+    ],
+)
+def test_what_yaml_reads_otherwise_is_named(tmp_path, text, message):
+    (tmp_path / "schema.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        Schema.load(tmp_path / "schema.yaml")
+
+
+def test_a_schema_that_is_no_text_is_named(tmp_path):
+    (tmp_path / "schema.yaml").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="is no utf-8 text"):
+        Schema.load(tmp_path / "schema.yaml")

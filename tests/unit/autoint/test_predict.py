@@ -198,6 +198,8 @@ def test_raw_files_of_a_published_set_are_scored_without_labels(tmp_path: Path) 
     words = (APP, str(tmp_path / "weights"), tmp_path / "test.csv")
     with pytest.raises(DataError, match="'hour_of_day' is missing"):
         predict(*words, tmp_path / "out.csv")
+    with pytest.raises(ConfigError, match=r"--format avazu needs one file, as .*scores\.csv"):
+        predict(*words, tmp_path / "scores", format="avazu")
     predict(*words, tmp_path / "out.csv", format="avazu")
     assert pd.read_csv(tmp_path / "out.csv")["id"].tolist() == list(range(6))
 

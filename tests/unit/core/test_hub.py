@@ -10,10 +10,11 @@ import torch
 import manyhead
 from manyhead import registry
 from manyhead.autoint import AutoInt, AutoIntConfig
-from manyhead_core.errors import UserError, WeightsError
+from manyhead_core.cli.checkpoint import file_hash
+from manyhead_core.errors import DataError, UserError, WeightsError
 from manyhead_core.hub.artefact import Artefact
 from manyhead_core.hub.export import export
-from manyhead_core.hub.loading import load_weights
+from manyhead_core.hub.loading import calibration_of, load_weights
 from manyhead_core.hub.locate import locate
 from manyhead_core.hub.weights import list_weights, verify
 
@@ -96,6 +97,40 @@ def test_onnx_lies_beside_its_preprocessor(net: AutoInt, tmp_path: Path) -> None
     inputs = net.example_inputs(11, seed=3)
     logits = session.run(None, {name: x.numpy() for name, x in inputs.items()})[0]
     np.testing.assert_allclose(logits, net.named_logits(inputs).detach().numpy(), atol=1e-5)
+
+
+def test_onnx_overwrites_no_file_beside_it(net: AutoInt, tmp_path: Path) -> None:
+    net.save_pretrained(tmp_path / "weights")
+    (tmp_path / "ctr.preprocessor.json").write_text("precious")
+    with pytest.raises(UserError, match=r"ctr\.preprocessor\.json, which goes beside ctr\.onnx"):
+        export(APP, tmp_path / "weights", tmp_path / "ctr.onnx")
+    assert (tmp_path / "ctr.preprocessor.json").read_text() == "precious"
+    assert not (tmp_path / "ctr.onnx").exists()
+
+
+def test_weights_exported_again_keep_metrics_and_calibration(net: AutoInt, tmp_path: Path) -> None:
+    fitted = {"temperature": 2.0, "bias": 0.1}
+    net.preprocessor_state = STATE[0] | {"calibration": fitted}, STATE[1]
+    net.save_pretrained(tmp_path / "one")
+    export(APP, tmp_path / "one", tmp_path / "two")
+    again = AutoInt.from_pretrained(tmp_path / "two")
+    assert again.metrics == {"auroc": "0.7812"}
+    assert again.preprocessor_state[0]["calibration"] == fitted
+
+
+def test_a_calibration_belongs_to_one_checkpoint(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoints" / "best.ckpt"
+    checkpoint.parent.mkdir()
+    checkpoint.write_bytes(b"weights")
+    assert calibration_of(checkpoint) == {}
+    content = {"temperature": 2.0, "bias": 0.1, "checkpoint_hash": file_hash(checkpoint)}
+    (tmp_path / "calibration.json").write_text(json.dumps(content))
+    assert calibration_of(checkpoint) == {"calibration": {"temperature": 2.0, "bias": 0.1}}
+    checkpoint.write_bytes(b"trained on")
+    assert calibration_of(checkpoint) == {}
+    (tmp_path / "calibration.json").write_text("{")
+    with pytest.raises(DataError, match="is damaged or not JSON"):
+        calibration_of(checkpoint)
 
 
 def test_foreign_checkpoints_are_refused_and_not_executed(tmp_path: Path) -> None:

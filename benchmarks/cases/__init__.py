@@ -31,5 +31,6 @@ CASES = (
     Case("autoint_loader", "batches from an encoded store against a per-row DataLoader"),
     Case("autoint_parquet", "encoded Parquet on one core against pandas", ("cpu",)),
     Case("autoint_training", "training fed by the loader against batches held in memory"),
+    Case("autoint_heap", "training on a CPU with freed memory kept by the process", ("cpu",)),
     Case("autoint_memory", "peak memory of training on a large encoded Parquet file", ("cpu",)),
 )

@@ -30,6 +30,7 @@ from manyhead_core.training import run_folder
 from manyhead_core.training.checkpoints import AtomicFiles, BestCheckpoint, LastCheckpoint
 from manyhead_core.training.finite import FiniteLoss
 from manyhead_core.training.flags_win import FlagsWin
+from manyhead_core.training.heap import keep_freed_memory
 from manyhead_core.training.progress import progress_callback
 from manyhead_core.training.random_state import RandomState
 from manyhead_core.training.results import Results
@@ -215,7 +216,7 @@ class TrainingCLI(LightningCLI):
             given["enable_progress_bar"] = bar.__class__.__name__ == "RichProgressBar"
             callbacks.append(bar)
         try:
-            return self._instantiate_trainer(given | kwargs, callbacks)
+            trainer = self._instantiate_trainer(given | kwargs, callbacks)
         except MisconfigurationException as err:
             if "backend found" not in str(err):
                 raise
@@ -223,6 +224,9 @@ class TrainingCLI(LightningCLI):
                 f"--trainer.accelerator {given['accelerator']}: this machine has no such device; "
                 "use cpu or auto"
             ) from err
+        if self.command == "fit" and trainer.strategy.root_device.type == "cpu":
+            keep_freed_memory()
+        return trainer
 
     def _fit_callbacks(self) -> list[Callback]:
         options, app = self.options, self.app

@@ -13,13 +13,13 @@ if sys.argv[1] == "keep":
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 def step():
-    x = torch.ones(2**22)
+    x = torch.ones(2**24)
     y = x * 2
     return float((torch.relu(y) + x)[0])
 for _ in range(5):
     step()
 before = faults()
-for _ in range(5):
+for _ in range(20):
     step()
 print(faults() - before)
 """

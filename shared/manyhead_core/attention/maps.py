@@ -52,8 +52,8 @@ def attention_maps(
     shape = (*query.shape[:3], key.shape[2])
     mask, bias = (None if x is None else x.expand(shape) for x in (mask, bias))
     with torch.no_grad() if request.detach else nullcontext():
-        query = _select(query, request)
-        mask, bias = (None if x is None else _select(x, request) for x in (mask, bias))
+        query = pick_rows(query, request)
+        mask, bias = (None if x is None else pick_rows(x, request) for x in (mask, bias))
         if request.heads is not None:
             key = key[:, list(request.heads)]
         parts = []
@@ -63,14 +63,15 @@ def attention_maps(
             scores, blind = attention_scores(
                 query[:, :, rows], key, mask=part_mask, bias=part_bias, scale=scale
             )
-            parts.append(_reduce(attention_weights(scores, blind), request.reduce))
+            parts.append(reduce_weights(attention_weights(scores, blind), request.reduce))
         if request.reduce == "received":
             return torch.stack(parts).sum(0).to(request.dtype)
         axis = 1 if request.reduce == "head_mean" else 2
         return torch.cat(parts, axis).to(request.dtype)
 
 
-def _select(tensor: Tensor, request: MapRequest) -> Tensor:
+def pick_rows(tensor: Tensor, request: MapRequest) -> Tensor:
+    """The heads and query rows that a request names, of `(batch, heads, queries, ...)`."""
     if request.heads is not None:
         tensor = tensor[:, list(request.heads)]
     if isinstance(request.queries, Tensor):
@@ -87,7 +88,8 @@ def _chunks(query: Tensor, num_keys: int) -> list[slice]:
     return [slice(start, start + step) for start in range(0, rows, step)]
 
 
-def _reduce(weights: Tensor, reduce: str | None) -> Tensor:
+def reduce_weights(weights: Tensor, reduce: str | None) -> Tensor:
+    """Weights `(batch, heads, queries, keys)` in the form that a request asks for."""
     if reduce == "head_mean":
         return weights.mean(1)
     if reduce == "received":

@@ -54,7 +54,8 @@ class MixerOutput(NamedTuple):
 
     Args:
         y: `(batch, tokens, dim)`.
-        aux: Losses by name, scalars, to be added to the loss of the task.
+        aux: Losses by name, scalars; the task adds them with the weight that the mechanism's
+            paper gives.
         maps: Attention weights in the form of the `MapRequest`, or None.
         state: What the next segment needs, or None.
     """

@@ -11,8 +11,17 @@ from manyhead_core.app import find
 from manyhead_core.attention.mixer import Layout, Pattern, TokenMixer
 from manyhead_core.errors import ConfigError
 
+_PLACE = "manyhead_core.attention.mixers"
 MIXERS: dict[str, str] = {
-    "softmax": "manyhead_core.attention.mixers.softmax:Attention",
+    "softmax": f"{_PLACE}.softmax:Attention",
+    "moh": f"{_PLACE}.moh:MixtureOfHeads",
+    "rcmha": f"{_PLACE}.rcmha:RelativeConvAttention",
+    "linear": f"{_PLACE}.linear:LinearAttention",
+    "inline": f"{_PLACE}.inline:InlineAttention",
+    "spectral": f"{_PLACE}.spectral:SpectralGate",
+    "dynamic_mask": f"{_PLACE}.dynamic_mask:DynamicMaskAttention",
+    "aggregated": f"{_PLACE}.aggregated:AggregatedAttention",
+    "aggregated_full": f"{_PLACE}.aggregated:AggregatedFullAttention",
 }
 
 

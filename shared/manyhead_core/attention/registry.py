@@ -22,6 +22,16 @@ MIXERS: dict[str, str] = {
     "dynamic_mask": f"{_PLACE}.dynamic_mask:DynamicMaskAttention",
     "aggregated": f"{_PLACE}.aggregated:AggregatedAttention",
     "aggregated_full": f"{_PLACE}.aggregated:AggregatedFullAttention",
+    "bra": f"{_PLACE}.bra:BiLevelRoutingAttention",
+    "lsda": f"{_PLACE}.lsda:LongShortAttention",
+    "halo": f"{_PLACE}.halo:HaloAttention",
+    "neighborhood": f"{_PLACE}.neighborhood:NeighborhoodAttention",
+    "group": f"{_PLACE}.group:GroupAttention",
+    "gaam": f"{_PLACE}.gaam:GaussianAttention",
+    "shsa": f"{_PLACE}.shsa:SingleHeadAttention",
+    "ulsam": f"{_PLACE}.ulsam:SubspaceAttention",
+    "sparsifiner": f"{_PLACE}.sparsifiner:Sparsifiner",
+    "routing": f"{_PLACE}.routing:RoutingAttention",
 }
 
 

@@ -329,6 +329,7 @@ def test_memory_is_refused() -> None:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiling needs a C++ compiler")
 @pytest.mark.parametrize(("router", "backend"), [("linear", "inductor"), ("qnorm", "aot_eager")])
+@pytest.mark.slow
 def test_compiles_without_graph_breaks(router: str, backend: str) -> None:
     net = layer(shared_heads=2, routed_heads=2, router=router).float().train()
     torch.compiler.reset()

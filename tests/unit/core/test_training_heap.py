@@ -19,7 +19,7 @@ def step():
 for _ in range(5):
     step()
 before = faults()
-for _ in range(20):
+for _ in range(8):
     step()
 print(faults() - before)
 """

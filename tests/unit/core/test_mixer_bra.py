@@ -295,14 +295,18 @@ def test_maps_in_parts_of_regions_need_padding() -> None:
         net(tokens(7, 6), grid=(7, 6))
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling needs a C++ compiler")
+@pytest.mark.parametrize(
+    ("backend", "grids"), [("inductor", [(5, 7)]), ("aot_eager", [(8, 8), (5, 7)])]
+)
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.slow
-def test_compiles_to_one_graph() -> None:
+def test_compiles_to_one_graph_for_each_grid(backend: str, grids: list[tuple[int, int]]) -> None:
     net = layer(num_windows=2, topk=2).float()
     torch.compiler.reset()
-    compiled = torch.compile(net, fullgraph=True, dynamic=True, backend="aot_eager")
-    for height, width in ((4, 4), (5, 6)):
-        x = tokens(height, width).float()
-        expected = net(x, grid=(height, width)).y
-        torch.testing.assert_close(compiled(x, grid=(height, width)).y, expected)
+    compiled = torch.compile(net, fullgraph=True, dynamic=True, backend=backend)
+    for grid in grids:
+        x = tokens(*grid).float()
+        torch.testing.assert_close(compiled(x, grid=grid).y, net(x, grid=grid).y)
+        more = tokens(*grid, batch=3).float()
+        with torch.compiler.set_stance("fail_on_recompile"):
+            torch.testing.assert_close(compiled(more, grid=grid).y, net(more, grid=grid).y)

@@ -220,17 +220,21 @@ def test_mistakes_in_the_options_are_named(options: dict) -> None:
         LongShortAttention(8, 2, **options)
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling needs a C++ compiler")
+@pytest.mark.parametrize(
+    ("backend", "grids"), [("inductor", [(5, 7)]), ("aot_eager", [(8, 8), (5, 7)])]
+)
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.slow
-def test_compiles_to_one_graph() -> None:
+def test_compiles_to_one_graph_for_each_grid(backend: str, grids: list[tuple[int, int]]) -> None:
     net = layer(group_size=2, mode="long", interval=2).float()
     torch.compiler.reset()
-    compiled = torch.compile(net, fullgraph=True, dynamic=True, backend="aot_eager")
-    for height, width in ((8, 8), (5, 7)):
-        x = tokens(height, width).float()
-        expected = net(x, grid=(height, width)).y
-        torch.testing.assert_close(compiled(x, grid=(height, width)).y, expected)
+    compiled = torch.compile(net, fullgraph=True, dynamic=True, backend=backend)
+    for grid in grids:
+        x = tokens(*grid).float()
+        torch.testing.assert_close(compiled(x, grid=grid).y, net(x, grid=grid).y)
+        more = tokens(*grid, batch=3).float()
+        with torch.compiler.set_stance("fail_on_recompile"):
+            torch.testing.assert_close(compiled(more, grid=grid).y, net(more, grid=grid).y)
 
 
 def test_embedding_has_every_scale_at_every_place() -> None:

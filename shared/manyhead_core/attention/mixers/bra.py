@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from manyhead_core.attention.attend import Attend
 from manyhead_core.attention.maps import MapRequest
 from manyhead_core.attention.masks import KeyPadding, Mask
 from manyhead_core.attention.mixer import Capabilities, MixerOutput, TokenMixer
+from manyhead_core.attention.mixers.grids import known_grid
 from manyhead_core.attention.mixers.shifts import start_linear
 from manyhead_core.errors import ConfigError
 
@@ -115,7 +116,7 @@ class BiLevelRoutingAttention(TokenMixer):
         maps: MapRequest | None,  # noqa: ARG002
     ) -> MixerOutput:
         """The steps of the class docstring."""
-        height, width = grid = cast("tuple[int, int]", grid)
+        height, width = grid = known_grid(grid)
         picture, valid = self._padded(x, grid, mask)
         query, key, value = self.qkv(picture)
         seen = value if valid is None else value * valid.unsqueeze(-1)
@@ -145,15 +146,13 @@ class BiLevelRoutingAttention(TokenMixer):
         self, x: Tensor, grid: tuple[int, int], mask: Mask | None
     ) -> tuple[Tensor, Tensor | None]:
         """Map `(batch, height, width, dim)` in whole regions and its real tokens, None for all."""
-        picture = x.reshape(x.shape[0], *grid, x.shape[2])
+        picture = x.unflatten(1, grid)
         valid = None
         if isinstance(mask, KeyPadding):
-            valid = mask.keys(x.shape[1]).reshape(-1, *grid)
+            valid = mask.keys(x.shape[1]).unflatten(1, grid)
         if self.topk == ALL_REGIONS:
             return picture, valid
-        sides = self.num_windows
-        # Written so that a compiler with free sizes sees that regions fill the padded map.
-        down, right = ((length + sides - 1) // sides * sides - length for length in grid)
+        down, right = (-length % self.num_windows for length in grid)
         if down == 0 and right == 0:
             return picture, valid
         if not self.auto_pad:

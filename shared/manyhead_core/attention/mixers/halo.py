@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from manyhead_core.attention.attend import Attend
 from manyhead_core.attention.maps import MapRequest
 from manyhead_core.attention.masks import KeyPadding, Mask
 from manyhead_core.attention.mixer import Capabilities, MixerOutput, TokenMixer
+from manyhead_core.attention.mixers.grids import known_grid
 from manyhead_core.errors import ConfigError
 
 
@@ -199,7 +200,7 @@ class HaloAttention(BlockAttention):
         maps: MapRequest | None,  # noqa: ARG002
     ) -> MixerOutput:
         """Equation 4 of the paper with the windows of its figure 2."""
-        grid = cast("tuple[int, int]", grid)
+        grid = known_grid(grid)
         if any(length % self.stride for length in grid):
             raise ConfigError(f"stride: {self.stride} does not divide the grid {grid}")
         block, halo = self.block_size, self.halo_size

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from manyhead_core.attention.attend import Attend
 from manyhead_core.attention.maps import MapRequest
 from manyhead_core.attention.masks import KeyPadding, Mask
 from manyhead_core.attention.mixer import Capabilities, MixerOutput, TokenMixer
+from manyhead_core.attention.mixers.grids import known_grid
 from manyhead_core.attention.mixers.shifts import start_linear
 from manyhead_core.errors import ConfigError
 
@@ -98,7 +99,7 @@ class LongShortAttention(TokenMixer):
         maps: MapRequest | None,  # noqa: ARG002
     ) -> MixerOutput:
         """Groups become batch elements; the rest is multi-head attention with a bias."""
-        lattice = self.lattice(cast("tuple[int, int]", grid))
+        lattice = self.lattice(known_grid(grid))
         groups = lattice.split(x.unflatten(1, lattice.grid))
         parts = self.qkv(groups).unflatten(-1, (3, self.num_heads, -1))
         query, key, value = parts.permute(2, 0, 3, 1, 4)
@@ -118,8 +119,7 @@ class LongShortAttention(TokenMixer):
         if min(grid) <= size:
             size, interval = min(grid), 1
         cell = size * interval
-        # Written so that a compiler with free sizes sees that groups fill the padded map.
-        rows, columns = ((length + cell - 1) // cell for length in grid)
+        rows, columns = (-(-length // cell) for length in grid)
         extra = (rows * cell - grid[0], columns * cell - grid[1])
         top, left = (length // 2 if self.pad_type == 1 else 0 for length in extra)
         pads = (left, extra[1] - left, top, extra[0] - top)
@@ -161,7 +161,6 @@ class Lattice(NamedTuple):
         size, step = self.size, self.interval
         batch, dim = picture.shape[0], picture.shape[3]
         rows, columns = self.counts
-        # Sizes are spelled out: a compiler with free sizes cannot solve for one left open.
         cells = picture.reshape(batch, rows, size, step, columns, size, step, dim)
         groups = cells.permute(0, 1, 4, 3, 6, 2, 5, 7)
         return groups.reshape(batch * rows * columns * step * step, size * size, dim)

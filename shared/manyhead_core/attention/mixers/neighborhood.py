@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from manyhead_core.attention.maps import MapRequest
 from manyhead_core.attention.masks import KeyPadding, Mask
 from manyhead_core.attention.mixer import Capabilities, MixerOutput
+from manyhead_core.attention.mixers.grids import known_grid
 from manyhead_core.attention.mixers.halo import BlockAttention
 from manyhead_core.errors import ConfigError
 
@@ -83,7 +84,7 @@ class NeighborhoodAttention(BlockAttention):
         maps: MapRequest | None,  # noqa: ARG002
     ) -> MixerOutput:
         """Blocks of queries share the union of their windows; a mask leaves each its own."""
-        grid = cast("tuple[int, int]", grid)
+        grid = known_grid(grid)
         if self.shift and self.window_size > min(grid):
             raise ConfigError(
                 f"window_size: {self.window_size} exceeds the grid {grid}; use boundary='clip'"

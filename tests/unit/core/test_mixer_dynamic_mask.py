@@ -322,7 +322,7 @@ def test_wrong_options_are_named(options: dict, message: str) -> None:
 def test_compiles_without_graph_breaks() -> None:
     net = layer(block_size=2, num_key_heads=2).float()
     torch.compiler.reset()
-    compiled = torch.compile(net, fullgraph=True, dynamic=True, backend="aot_eager")
+    compiled = torch.compile(net, fullgraph=True, dynamic=True)
     for count in (5, 8):
         x = tokens(count).float()
         found, expected = compiled(x, mask=Causal()), net(x, mask=Causal())

@@ -284,7 +284,7 @@ def test_wrong_options_are_named(options: dict, message: str) -> None:
 def test_compiles_without_graph_breaks() -> None:
     net = layer(memory_length=4).float()
     torch.compiler.reset()
-    compiled = torch.compile(net, fullgraph=True, dynamic=True, backend="aot_eager")
+    compiled = torch.compile(net, fullgraph=True, dynamic=True)
     for count in (5, 8):
         x, memory = tokens(count).float(), tokens(4, seed=2).float()
         found = compiled(x, mask=Causal(), memory=memory)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors import safe_open
 from torch import Tensor
@@ -19,9 +20,11 @@ class Reference:
 
     Args:
         path: The file.
+        data_dir: Folder of the real data sets, for cases that name a file of theirs.
     """
 
     path: Path
+    data_dir: Path | None = None
     config: dict[str, Any] = field(init=False)
     tensors: dict[str, Tensor] = field(init=False)
     compared: set[str] = field(default_factory=set)
@@ -39,6 +42,14 @@ class Reference:
         names = (name for name in self.tensors if name.startswith(prefix))
         return {name.removeprefix(prefix): self.tensors[name] for name in names}
 
+    def data_file(self, name: str) -> Path:
+        """The one file below the data folder whose path ends in `name`."""
+        if self.data_dir is None:
+            pytest.skip(f"pass --data-dir DIR with {name}")
+        found = [f for f in self.data_dir.rglob(Path(name).name) if str(f).endswith(name)]
+        assert len(found) == 1, f"{name}: {len(found)} files of that name below {self.data_dir}"
+        return found[0]
+
     def output(self, name: str, ours: Tensor) -> None:
         """Outputs agree to 1e-5 of the largest one, or of 1."""
         reference = self._take(f"output/{name}", ours)
@@ -48,9 +59,9 @@ class Reference:
         bound = 1e-5 * max(1.0, _largest(reference))
         self._check(name, ours, reference, bound)
 
-    def gradient(self, name: str, ours: Tensor) -> None:
+    def gradient(self, name: str, ours: Tensor, group: str = "grad") -> None:
         """Gradients agree to 1e-4 of the largest one, plus rounding."""
-        reference = self._take(f"grad/{name}", ours)
+        reference = self._take(f"{group}/{name}", ours)
         self._check(name, ours.double(), reference, 1e-4 * _largest(reference) + 2e-7)
 
     def after(self, group: str, name: str, ours: Tensor, gradient: Tensor) -> None:
@@ -78,7 +89,7 @@ class Reference:
 
 
 def _largest(tensor: Tensor) -> float:
-    return float(tensor.abs().max()) if tensor.numel() else 0.0
+    return float(tensor.detach().abs().max()) if tensor.numel() else 0.0
 
 
 def shaped_like(

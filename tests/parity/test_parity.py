@@ -19,13 +19,13 @@ from comparison import Reference  # noqa: E402
 
 
 @pytest.mark.parity
-def test_reproduces(parity_file: Path) -> None:
+def test_reproduces(parity_file: Path, pytestconfig: pytest.Config) -> None:
     app = parity_file.parent.name
     if importlib.util.find_spec(f"replay_{app}") is None:
         pytest.skip(f"{app} is not part of this version")
     module = import_module(f"replay_{app}")
     torch.set_float32_matmul_precision("highest")
-    reference = Reference(parity_file)
+    reference = Reference(parity_file, pytestconfig.getoption("--data-dir"))
     case = reference.config["case"]
     assert case in module.CASES, f"unknown case {case!r}; known: {module.CASES}"
     module.replay(reference)

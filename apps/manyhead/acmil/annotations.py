@@ -1,0 +1,150 @@
+"""Outlines drawn on slides: ASAP XML and QuPath GeoJSON in, GeoJSON out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import numpy.typing as npt
+
+from manyhead.acmil.coordinates import Patches
+from manyhead.acmil.polygons import locate
+from manyhead.acmil.tissue import Tissue
+from manyhead_core.errors import DataError
+
+Polygon = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Outline:
+    """An area that somebody has drawn.
+
+    Args:
+        polygon: Corners, x and y in level-0 pixels, `(corners, 2)`.
+        name: What it is called, or an empty string.
+        holes: What is cut out of it.
+    """
+
+    polygon: npt.NDArray[np.float64]
+    name: str = ""
+    holes: tuple[npt.NDArray[np.float64], ...] = ()
+
+
+def read_outlines(path: Path) -> list[Outline]:
+    """Outlines of an ASAP XML or a GeoJSON file.
+
+    Raises:
+        DataError: The file is missing, damaged or of another kind.
+    """
+    if not path.is_file():
+        raise DataError(f"annotations: no file {path}")
+    if path.suffix.lower() == ".xml":
+        return _asap(path)
+    if path.suffix.lower() in (".geojson", ".json"):
+        return _geojson(path)
+    raise DataError(f"annotations: {path.name} is neither ASAP .xml nor .geojson")
+
+
+def _asap(path: Path) -> list[Outline]:
+    try:
+        root = ElementTree.parse(path).getroot()  # noqa: S314 - expat expands no external entity
+        found = []
+        for annotation in root.iter("Annotation"):
+            points = [
+                (float(c.attrib["X"]), float(c.attrib["Y"])) for c in annotation.iter("Coordinate")
+            ]
+            if len(points) > 2:
+                name = annotation.attrib.get("PartOfGroup", annotation.attrib.get("Name", ""))
+                found.append(Outline(np.array(points), name))
+    except (ElementTree.ParseError, KeyError, ValueError) as err:
+        raise DataError(f"annotations: {path.name} is no ASAP file ({err})") from err
+    return found
+
+
+def _geojson(path: Path) -> list[Outline]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        features = content["features"] if isinstance(content, dict) else content
+        if isinstance(content, dict) and content.get("type") == "Feature":
+            features = [content]
+        return [outline for feature in features for outline in _outlines(feature)]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as err:
+        raise DataError(f"annotations: {path.name} is no GeoJSON ({err})") from err
+
+
+def _outlines(feature: Mapping[str, Any]) -> Iterable[Outline]:
+    geometry = feature["geometry"]
+    polygons = {"Polygon": [geometry["coordinates"]], "MultiPolygon": geometry["coordinates"]}
+    about = feature.get("properties") or {}
+    name = (about.get("classification") or {}).get("name") or about.get("name") or ""
+    for rings in polygons.get(geometry["type"], []):
+        outer, *holes = (np.asarray(ring, np.float64)[:, :2] for ring in rings)
+        yield Outline(outer, name, tuple(holes))
+
+
+def inside_any(polygons: Sequence[npt.NDArray[Any]], patches: Patches) -> npt.NDArray[np.bool_]:
+    """Whether the centre of a patch lies strictly inside an outline, `(patches,)`.
+
+    Args:
+        polygons: Corners in level-0 pixels, each `(corners, 2)`.
+        patches: The patches.
+    """
+    # Doubled, because the centre of an odd patch lies between pixels.
+    centres = 2 * patches.coords + patches.size_level0
+    found = np.zeros(len(centres), bool)
+    for polygon in polygons:
+        found |= locate(np.rint(2 * np.asarray(polygon, np.float64)).astype(np.int64), centres) > 0
+    return found
+
+
+def tissue_geojson(tissue: Tissue) -> dict[str, Any]:
+    """Contours with their holes as QuPath reads them."""
+    return collection(
+        feature([contour, *holes], "Tissue", (0, 160, 60))
+        for contour, holes in zip(tissue.contours, tissue.holes, strict=True)
+    )
+
+
+def collection(features: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """A GeoJSON FeatureCollection."""
+    return {"type": "FeatureCollection", "features": list(features)}
+
+
+def feature(
+    rings: Sequence[npt.NDArray[Any]],
+    name: str,
+    colour: tuple[int, int, int],
+    measurements: Mapping[str, float] | None = None,
+) -> dict[str, Any]:
+    """A GeoJSON feature with the properties that QuPath shows.
+
+    Args:
+        rings: Outer border, then holes, each `(corners, 2)` in level-0 pixels.
+        name: Class of the object.
+        colour: Red, green and blue, 0 to 255.
+        measurements: Numbers of the object by name.
+    """
+    closed = [np.vstack([ring, ring[:1]]).tolist() for ring in rings if len(ring) > 2]
+    about: dict[str, Any] = {
+        "objectType": "annotation" if measurements is None else "detection",
+        "classification": {"name": name, "color": list(colour)},
+    }
+    if measurements is not None:
+        about["measurements"] = dict(measurements)
+    return {
+        "type": "Feature",
+        "geometry": {"type": "Polygon", "coordinates": closed},
+        "properties": about,
+    }
+
+
+def write_geojson(path: Path, content: Mapping[str, Any]) -> None:
+    """Write under a temporary name first: a file that exists is complete."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(json.dumps(content, separators=(",", ":")), encoding="utf-8")
+    partial.replace(path)

@@ -25,6 +25,8 @@ def locate(polygon: npt.NDArray[np.integer], points: npt.NDArray[np.integer]) ->
     points = np.asarray(points, np.int64).reshape(-1, 2)
     found = np.full(len(points), -1, np.int64)
     order = np.argsort(points[:, 1], kind="stable")
+    if not len(points):
+        return found
     heights, first = np.unique(points[order, 1], return_index=True)
     for height, rows in zip(heights, np.split(order, first[1:]), strict=True):
         found[rows] = _in_row(start, end, int(height), points[rows, 0])

@@ -27,6 +27,8 @@ class Case:
 
 CASES = (
     Case("attention", "attend: automatic choice, eager and SDPA, with and without maps"),
+    Case("attention_pool", "pool: bags of different lengths, packed, padded and in a loop"),
+    Case("attention_sparse", "sparse mixers: from which length they beat full attention", ("cpu",)),
     Case("autoint_model", "AutoInt: kernels, compilation, optimisers and inference"),
     Case("autoint_loader", "batches from an encoded store against a per-row DataLoader"),
     Case("autoint_parquet", "encoded Parquet on one core against pandas", ("cpu",)),

@@ -137,10 +137,11 @@ class AutoInt(PretrainedModel[AutoIntConfig]):
         for layer in self.layers:
             x, _ = layer(x)
         # Under autocast the logit stays in float32.
+        precise = self.output.weight.dtype
         with torch.autocast(x.device.type, enabled=False):
-            logits = self.output(x.flatten(1).float())
+            logits = self.output(x.flatten(1).to(precise))
             if self.tower is not None:
-                logits = logits + self.tower(embedded.flatten(1).float())
+                logits = logits + self.tower(embedded.flatten(1).to(precise))
         if self.linear is not None:
             logits = logits + self.linear(index, value, lists).sum(1)
         return AutoIntOutput(logits.squeeze(-1))

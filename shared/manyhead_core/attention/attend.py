@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from manyhead_core.attention import kernels
 from manyhead_core.attention.backend import AttendInfo, Backend, explain_backend
-from manyhead_core.attention.maps import MapRequest, attention_maps
-from manyhead_core.attention.masks import Mask, Shape
+from manyhead_core.attention.maps import MapRequest, scored_maps
+from manyhead_core.attention.masks import Mask
+from manyhead_core.attention.scores import Scoring
+from manyhead_core.attention.settings import enforce
 from manyhead_core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from manyhead_core.attention.biases import Bias, ScoreMod
 
 
 class AttendOutput(NamedTuple):
@@ -37,14 +42,15 @@ def attend(
     value: Tensor,
     *,
     mask: Tensor | Mask | None = None,
-    bias: Tensor | None = None,
+    bias: Tensor | Bias | None = None,
+    score_mod: ScoreMod | None = None,
     scale: float | None = None,
     dropout_p: float = 0.0,
     maps: MapRequest | None = None,
     backend: Backend = "auto",
     return_lse: bool = False,
 ) -> AttendOutput:
-    """Average the values with softmax weights: `softmax(scale * query key^T + bias) value`.
+    """Average the values: `softmax(score_mod(scale * query key^T + bias)) value`.
 
     A query without a visible key gives zeros, zero gradients and an lse of minus infinity. No keys
     and no queries are legal. Softmax and lse are accumulated in float32 whatever the inputs are,
@@ -57,7 +63,9 @@ def attend(
         value: `(batch, key_heads, keys, value_dim)`.
         mask: A `Mask`, or a boolean tensor, True where attending is allowed, broadcastable to
             `(batch, heads, queries, keys)`.
-        bias: Added to the scaled scores, same broadcasting.
+        bias: A `Bias`, or a tensor with the same broadcasting, added to the scaled scores.
+        score_mod: Function of score, batch element, head, query and key number, applied after the
+            bias; the last four are index tensors that broadcast over the scores.
         scale: Factor of the scores; None means `head_dim ** -0.5`.
         dropout_p: Probability of dropping a weight, applied as given. Modules do not pass it
             themselves: `Attend` decides it from its training state.
@@ -66,98 +74,43 @@ def attend(
         return_lse: Whether to return the log of the softmax denominator.
 
     Raises:
-        ConfigError: The heads do not divide, the mask is not boolean, or the named backend cannot
-            do it.
+        ConfigError: The heads do not divide, the mask is not boolean, a tensor is nested, the
+            named backend cannot do it, or `configure(strict=True)` refuses the kernel.
     """
-    if isinstance(mask, Mask):
-        mask = mask.dense(Shape.of(query, key))
     _check(query, key, mask)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     info = explain_backend(
         query,
         key,
         value,
+        mask=mask,
         bias=bias,
+        score_mod=score_mod,
         dropout_p=dropout_p,
         return_lse=return_lse,
         backend=backend,
     )
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
-    scores: Tensor | None = None
-    # Autocast would take the products back to 16 bits.
-    with torch.autocast(query.device.type, enabled=False):
-        if info.backend == "sdpa":
-            out = kernels.sdpa(
-                query, key, value, mask=mask, bias=bias, scale=scale, dropout_p=dropout_p
-            )
-        else:
-            out, scores = kernels.eager(
-                query, key, value, mask=mask, bias=bias, scale=scale, dropout_p=dropout_p
-            )
-        lse = scores.logsumexp(-1) if return_lse and scores is not None else None
-        weights = (
-            None
-            if maps is None
-            else attention_maps(query, key, mask=mask, bias=bias, scale=scale, request=maps)
+    enforce(info)
+    scoring = Scoring(mask, bias, score_mod, scale)
+    with kernels.outside_autocast(query.device.type):
+        out, lse = kernels.run(
+            info.backend, query, key, value, scoring, dropout_p=dropout_p, return_lse=return_lse
         )
+        weights = None if maps is None else scored_maps(query, key, scoring, maps)
     return AttendOutput(out, lse, weights, info)
 
 
-class Attend(nn.Module):
-    """`attend` as a layer without parameters: the one place that turns dropout off in evaluation.
-
-    Args:
-        dropout: Probability of dropping an attention weight while training.
-        scale: Factor of the scores; None means `head_dim ** -0.5`.
-        backend: Kernel; `auto` takes the fastest that can do it.
-    """
-
-    def __init__(
-        self, dropout: float = 0.0, *, scale: float | None = None, backend: Backend = "auto"
-    ) -> None:
-        super().__init__()
-        self.dropout = dropout
-        self.scale = scale
-        self.backend: Backend = backend
-
-    def forward(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *,
-        mask: Tensor | Mask | None = None,
-        bias: Tensor | None = None,
-        maps: MapRequest | None = None,
-    ) -> AttendOutput:
-        """Arguments and result are those of `attend`."""
-        # The fused kernels take dropout as given, in evaluation mode too.
-        dropout_p = self.dropout if self.training else 0.0
-        return attend(
-            query,
-            key,
-            value,
-            mask=mask,
-            bias=bias,
-            scale=self.scale,
-            dropout_p=dropout_p,
-            maps=maps,
-            backend=self.backend,
+def _check(query: Tensor, key: Tensor, mask: Tensor | Mask | None) -> None:
+    if query.is_nested or key.is_nested:
+        raise ConfigError(
+            "query, key: nested tensors are not taken; pad them and pass mask=KeyPadding(lengths), "
+            "or pack them for varlen_packed"
         )
-
-    def extra_repr(self) -> str:
-        """Settings for `print(model)`."""
-        return f"dropout={self.dropout}, scale={self.scale}, backend={self.backend!r}"
-
-
-def _check(query: Tensor, key: Tensor, mask: Tensor | None) -> None:
     if query.shape[1] % key.shape[1]:
         raise ConfigError(
             f"heads: {query.shape[1]} query heads are no multiple of {key.shape[1]} key heads"
         )
-    if mask is not None and mask.dtype != torch.bool:
+    if isinstance(mask, Tensor) and mask.dtype != torch.bool:
         raise ConfigError(
             f"mask: {mask.dtype} is not boolean; pass True where attending is allowed"
         )

@@ -1,35 +1,397 @@
-"""Which kernel runs a call of `attend`, and why the faster ones were refused."""
+"""Which kernel runs a call of `attend`, and why the faster ones were refused.
+
+Everything that decides is in a `Call`; `BACKEND_RULES` says which kernel suits it best and
+`LIMITS` what each kernel cannot do. Neither looks at a tensor, so both can be read and tested for
+a device that is not there.
+"""
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
+from manyhead_core.attention.masks import (
+    Both,
+    Causal,
+    Either,
+    KeyPadding,
+    Mask,
+    Shape,
+    SlidingWindow,
+)
+from manyhead_core.attention.settings import exporting
 from manyhead_core.errors import ConfigError
 
-Backend = Literal["auto", "eager", "sdpa"]
+if TYPE_CHECKING:
+    from manyhead_core.attention.biases import Bias, ScoreMod
+
+Backend = Literal["auto", "eager", "sdpa", "flex", "varlen"]
+MaskKind = Literal["none", "causal", "keys", "structured", "dense"]
 
 # Forward and backward on one AVX-512 thread, torch 2.13, batch 1024, 2 heads of width 32, eager
 # against SDPA in ms: 7 keys 10.0 : 10.8, 23 keys 27.7 : 35.2, 39 keys 67.5 : 57.9. Without
 # gradients SDPA wins or ties at every size (7 keys: 4.4 : 2.7).
 EAGER_TRAINING_KEYS = 32
 
+# The thresholds below come from documentation and from public measurements, not from our own.
+SHORT_KEYS = 64  # up to here a call is bound by its launch, and eager is no mistake
+PACK_KEYS = 512
+PACK_PADDING = 0.2  # share of the keys
+LONG_KEYS = 1024  # from here on skipping blocks of 128 by 128 pays
+FLEX_WIDTH = 16  # of a head, at least
+FLASH_WIDTH = 256  # at most
+VARLEN_CAPABILITY = (8, 0)
+VARLEN_STEP = 8
+
 # CUDA launches one grid row per batch element, and a grid has at most 65,535 of them.
 CUDA_BATCH_LIMIT = 65_535
+
+STRUCTURED = ("causal", "window", "ids", "grid")
+SIXTEEN_BIT = (torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """All that decides about the kernel of a call.
+
+    Args:
+        device: `cpu`, `cuda`, `mps`.
+        capability: Compute capability of a CUDA device, outside graphs.
+        dtype: Number format of the queries.
+        batch: Batch elements; 0 while a graph is exported or compiled, where it may be symbolic.
+        queries: Queries.
+        keys: Keys.
+        head_dim: Width of queries and keys.
+        value_dim: Width of values.
+        mask: `none`; `causal` over as many keys as queries; `keys` where only padding is hidden;
+            `structured` for windows and ids; `dense`.
+        packable: Whether the mask is made of padding, causality and windows alone.
+        padding: Share of hidden keys, known for `keys` on CUDA.
+        bias: Whether there is a bias.
+        bias_grad: Whether it needs a gradient.
+        score_mod: Whether there is a function of the scores.
+        dropout: Whether weights are dropped.
+        lse: Whether the log of the softmax denominator is wanted.
+        grad: Whether queries, keys or values need a gradient.
+        deterministic: Whether torch has to use deterministic algorithms.
+        compiling: Whether a graph is traced.
+        exporting: Whether it is traced to be exported.
+        has_varlen: Whether torch has a kernel for packed sequences.
+    """
+
+    device: str = "cpu"
+    capability: tuple[int, int] = (0, 0)
+    dtype: torch.dtype = torch.float32
+    batch: int = 1
+    queries: int = 1
+    keys: int = 1
+    head_dim: int = 64
+    value_dim: int = 64
+    mask: MaskKind = "none"
+    packable: bool = True
+    padding: float = 0.0
+    bias: bool = False
+    bias_grad: bool = False
+    score_mod: bool = False
+    dropout: bool = False
+    lse: bool = False
+    grad: bool = False
+    deterministic: bool = False
+    compiling: bool = False
+    exporting: bool = False
+    has_varlen: bool = True
+
+
+class Refused(NamedTuple):
+    """A faster kernel that was not taken.
+
+    Args:
+        kernel: Its name; `flash` is the fastest of those behind `sdpa`.
+        reason: What it cannot do, or why it would not be faster here.
+        remedy: What the user can change; empty where nothing can be gained.
+    """
+
+    kernel: str
+    reason: str
+    remedy: str = ""
 
 
 class AttendInfo(NamedTuple):
     """The kernel of a call.
 
     Args:
-        backend: Name of the kernel, `eager` or `sdpa`.
-        refused: Faster kernels that were not taken, each with the reason.
+        backend: Name of the kernel: `eager`, `sdpa`, `flex` or `varlen`.
+        refused: Faster kernels that were not taken, each with reason and remedy.
+        why: Why this one was.
     """
 
     backend: str
-    refused: tuple[tuple[str, str], ...] = ()
+    refused: tuple[Refused, ...] = ()
+    why: str = ""
+
+
+class Rule(NamedTuple):
+    """A row of `BACKEND_RULES`.
+
+    Args:
+        device: `cpu`, `cuda` or `any`.
+        case: The calls it is for, in words.
+        holds: The same as a condition.
+        kernel: What suits them best; `flash` and `efficient` are forms of `sdpa`.
+        why: The reason; where `instead_of` is named, what that one does.
+        instead_of: A kernel that would be able to, and is passed over for this reason.
+        remedy: What the user can change about it.
+    """
+
+    device: str
+    case: str
+    holds: Callable[[Call], bool]
+    kernel: str
+    why: str
+    instead_of: str = ""
+    remedy: str = ""
+
+
+class Limit(NamedTuple):
+    """Something that a kernel cannot do.
+
+    Args:
+        kernel: Its name.
+        holds: The calls that ask for it.
+        reason: What it cannot do, after its name.
+        remedy: What the user can change about it.
+    """
+
+    kernel: str
+    holds: Callable[[Call], bool]
+    reason: str
+    remedy: str = ""
+
+
+NO_DROPOUT = "set the dropout of the attention weights to 0"
+USE_BF16 = "use bfloat16, for instance under autocast"
+UNFUSED = "falls back to its unfused form"
+
+# The first row that holds, and whose kernel is able to, decides. Windows and groups that tile the
+# sequence are faster than any row when they are moved into the batch, as the mixers for grids do.
+BACKEND_RULES: tuple[Rule, ...] = (
+    Rule(
+        "cpu",
+        "a score_mod",
+        lambda call: call.score_mod,
+        "eager",
+        "compiles for about a minute on CPU and is slower there than SDPA with the same bias",
+        instead_of="flex",
+    ),
+    Rule(
+        "cpu",
+        "dropout",
+        lambda call: call.dropout,
+        "eager",
+        f"{UNFUSED} with dropout on CPU",
+        instead_of="sdpa",
+        remedy=NO_DROPOUT,
+    ),
+    Rule(
+        "cpu",
+        "values of another width than keys",
+        lambda call: call.value_dim != call.head_dim,
+        "eager",
+        f"{UNFUSED} with another value width on CPU",
+        instead_of="sdpa",
+        remedy="give values the width of the keys",
+    ),
+    Rule(
+        "cpu",
+        "a bias that learns",
+        lambda call: call.bias_grad,
+        "eager",
+        f"{UNFUSED} for a bias gradient on CPU",
+        instead_of="sdpa",
+        remedy="freeze the bias, or shorten the sequence",
+    ),
+    Rule(
+        "cpu",
+        f"training over at most {EAGER_TRAINING_KEYS} keys",
+        # No other size is looked at: one that is symbolic in a graph would become a guard.
+        lambda call: call.grad and call.keys <= EAGER_TRAINING_KEYS,
+        "eager",
+        f"trains slower with {EAGER_TRAINING_KEYS} keys or fewer on CPU",
+        instead_of="sdpa",
+    ),
+    Rule(
+        "cpu",
+        "16 bits",
+        lambda call: call.dtype in SIXTEEN_BIT,
+        "sdpa",
+        "fused, in float32 inside where the CPU has no matrix units for the format",
+    ),
+    Rule("cpu", "everything else", lambda _: True, "sdpa", "the fused CPU kernel"),
+    Rule(
+        "cuda",
+        f"key padding of more than {PACK_PADDING:.0%} over {PACK_KEYS} keys or more",
+        lambda call: call.mask == "keys" and call.keys >= PACK_KEYS and call.padding > PACK_PADDING,
+        "varlen",
+        "computes no padding",
+    ),
+    Rule(
+        "cuda",
+        f"windows or ids over {LONG_KEYS} keys or more",
+        lambda call: call.mask == "structured" and call.keys >= LONG_KEYS,
+        "flex",
+        "skips the blocks that nothing sees",
+    ),
+    Rule(
+        "cuda",
+        "a score_mod",
+        lambda call: call.score_mod,
+        "flex",
+        "applies it inside the kernel",
+    ),
+    Rule(
+        "cuda",
+        f"lse of {LONG_KEYS} keys or more",
+        lambda call: call.lse and call.keys >= LONG_KEYS,
+        "flex",
+        "returns it without a second pass",
+    ),
+    Rule(
+        "cuda",
+        f"a bias that learns, at most {SHORT_KEYS} keys",
+        lambda call: call.bias_grad and call.keys <= SHORT_KEYS,
+        "eager",
+        f"is bound by its launch with {SHORT_KEYS} keys or fewer",
+        instead_of="sdpa",
+    ),
+    Rule(
+        "cuda",
+        f"inside torch.compile, at most {SHORT_KEYS} keys",
+        lambda call: call.compiling and call.keys <= SHORT_KEYS,
+        "eager",
+        f"is bound by its launch with {SHORT_KEYS} keys or fewer",
+        instead_of="sdpa",
+    ),
+    Rule(
+        "cuda",
+        "no mask, or causal with as many keys as queries",
+        lambda call: call.mask in ("none", "causal") and not call.bias,
+        "flash",
+        "the fastest kernel: flash, or cuDNN's",
+    ),
+    Rule(
+        "cuda",
+        "everything else",
+        lambda _: True,
+        "efficient",
+        "takes any mask or bias, and float32",
+    ),
+    Rule("any", "other devices", lambda _: True, "sdpa", "the device's own kernel"),
+)
+
+LIMITS: tuple[Limit, ...] = (
+    Limit("sdpa", lambda call: call.score_mod, "takes no score_mod", "write it as a bias"),
+    Limit("sdpa", lambda call: call.lse, "returns no lse"),
+    Limit("sdpa", lambda call: call.keys == 0, "needs at least one key"),
+    Limit(
+        "sdpa",
+        lambda call: call.device == "cuda" and call.batch > CUDA_BATCH_LIMIT,
+        f"takes at most {CUDA_BATCH_LIMIT} batch elements on CUDA",
+        "use a smaller batch",
+    ),
+    Limit(
+        "sdpa",
+        lambda call: call.device == "cuda" and call.bias_grad and not call.grad,
+        "gives no gradient to a bias alone on CUDA",
+    ),
+    Limit(
+        "sdpa",
+        lambda call: call.device == "cuda" and call.bias_grad and call.deterministic,
+        "sums a bias gradient in random order on CUDA",
+        "turn off deterministic algorithms",
+    ),
+    Limit("flash", lambda call: call.dtype not in SIXTEEN_BIT, "takes 16 bits only", USE_BF16),
+    Limit("flash", lambda call: call.head_dim > FLASH_WIDTH, f"is for heads up to {FLASH_WIDTH}"),
+    Limit(
+        "flash",
+        lambda call: call.value_dim != call.head_dim,
+        "needs values as wide as keys",
+        "give values the width of the keys",
+    ),
+    Limit("flex", lambda call: call.exporting, "is no part of an exported graph"),
+    Limit("flex", lambda call: call.dropout, "has no dropout", NO_DROPOUT),
+    Limit(
+        "flex",
+        lambda call: min(call.head_dim, call.value_dim) < FLEX_WIDTH,
+        f"needs heads of width {FLEX_WIDTH} or more",
+    ),
+    Limit(
+        "flex",
+        lambda call: call.keys == 0 or call.queries == 0,
+        "needs at least one query and one key",
+    ),
+    Limit("flex", lambda call: call.dtype == torch.float64, "takes no float64"),
+    Limit(
+        "flex",
+        lambda call: call.device == "cpu" and (call.grad or call.bias_grad),
+        "has no gradients on CPU",
+    ),
+    Limit("flex", lambda call: call.device == "cpu" and call.lse, "returns no lse on CPU"),
+    Limit("flex", lambda call: call.device not in ("cpu", "cuda"), "runs on CPU and CUDA only"),
+    Limit(
+        "flex",
+        lambda call: call.bias_grad and call.deterministic,
+        "sums a bias gradient in random order",
+        "turn off deterministic algorithms",
+    ),
+    Limit("varlen", lambda call: call.exporting, "is no part of an exported graph"),
+    Limit("varlen", lambda call: call.compiling, "packs by the data, which a graph cannot"),
+    Limit("varlen", lambda call: call.bias or call.score_mod, "takes no bias and no score_mod"),
+    Limit("varlen", lambda call: call.dropout, "has no dropout", NO_DROPOUT),
+    Limit(
+        "varlen",
+        lambda call: not call.packable,
+        "takes KeyPadding, Causal and SlidingWindow only, and these joined by &",
+    ),
+    Limit(
+        "varlen",
+        lambda call: call.device == "cuda" and call.dtype not in SIXTEEN_BIT,
+        "takes 16 bits only",
+        USE_BF16,
+    ),
+    Limit(
+        "varlen",
+        lambda call: call.device == "cuda" and call.capability < VARLEN_CAPABILITY,
+        "needs a CUDA device of compute capability 8.0",
+    ),
+    Limit(
+        "varlen",
+        lambda call: call.device == "cuda" and not call.has_varlen,
+        "needs torch 2.10 or newer",
+        "update torch",
+    ),
+    Limit(
+        "varlen",
+        lambda call: call.device == "cuda" and call.value_dim != call.head_dim,
+        "needs values as wide as keys",
+    ),
+    Limit(
+        "varlen",
+        lambda call: (
+            call.device == "cuda"
+            and (call.head_dim % VARLEN_STEP != 0 or call.head_dim > FLASH_WIDTH)
+        ),
+        f"needs a head width that is a multiple of {VARLEN_STEP} up to {FLASH_WIDTH}",
+    ),
+    Limit("varlen", lambda call: call.device not in ("cpu", "cuda"), "runs on CPU and CUDA only"),
+)
+
+PART_OF = {"flash": "sdpa", "efficient": "sdpa"}
 
 
 def explain_backend(
@@ -37,7 +399,9 @@ def explain_backend(
     key: Tensor,
     value: Tensor,
     *,
-    bias: Tensor | None = None,
+    mask: Tensor | Mask | None = None,
+    bias: Tensor | Bias | None = None,
+    score_mod: ScoreMod | None = None,
     dropout_p: float = 0.0,
     return_lse: bool = False,
     backend: Backend = "auto",
@@ -48,7 +412,9 @@ def explain_backend(
         query: `(batch, heads, queries, head_dim)`.
         key: `(batch, key_heads, keys, head_dim)`.
         value: `(batch, key_heads, keys, value_dim)`.
-        bias: Added to the scores, broadcastable to `(batch, heads, queries, keys)`.
+        mask: Which pairs may attend.
+        bias: Added to the scores.
+        score_mod: Function of the scores.
         dropout_p: Probability of dropping an attention weight.
         return_lse: Whether the log of the softmax denominator is wanted.
         backend: `auto`, or the name of the kernel to take.
@@ -58,44 +424,167 @@ def explain_backend(
     """
     if backend == "eager":
         return AttendInfo("eager")
-    unable = _sdpa_unable(key, return_lse)
-    if backend == "sdpa":
-        if unable:
-            raise ConfigError(f"backend: sdpa {unable}; use auto or eager")
-        return AttendInfo("sdpa")
-    if backend != "auto":
-        raise ConfigError(f"backend: {backend!r} is unknown; use auto, eager or sdpa")
-    reason = unable or _sdpa_slower(query, key, value, bias, dropout_p)
-    return AttendInfo("eager", (("sdpa", reason),)) if reason else AttendInfo("sdpa")
+    call = describe(
+        query,
+        key,
+        value,
+        mask=mask,
+        bias=bias,
+        score_mod=score_mod,
+        dropout_p=dropout_p,
+        return_lse=return_lse,
+    )
+    return choose(call) if backend == "auto" else named(call, backend)
 
 
-def _sdpa_unable(key: Tensor, return_lse: bool) -> str | None:
-    if return_lse:
-        return "returns no lse"
-    if key.shape[2] == 0:
-        return "needs at least one key"
-    if key.device.type == "cuda" and key.shape[0] > CUDA_BATCH_LIMIT:
-        return f"takes at most {CUDA_BATCH_LIMIT} batch elements on CUDA"
+def choose(call: Call) -> AttendInfo:
+    """The kernel for a call by the first row of `BACKEND_RULES` that can do it."""
+    refused: dict[str, Refused] = {}
+    for rule in _rules(call.device):
+        if not rule.holds(call):
+            continue
+        limit = unable(rule.kernel, call)
+        if limit is not None:
+            _refuse(refused, call, rule.kernel, limit.reason, limit.remedy)
+            continue
+        if rule.instead_of:
+            # A kernel that could not do it anyway is refused for that.
+            limit = unable(rule.instead_of, call)
+            reason, remedy = (
+                (rule.why, rule.remedy) if limit is None else (limit.reason, limit.remedy)
+            )
+            _refuse(refused, call, rule.instead_of, reason, remedy)
+        backend = PART_OF.get(rule.kernel, rule.kernel)
+        why = f"{rule.instead_of} {rule.why}" if rule.instead_of else rule.why
+        return AttendInfo(backend, tuple(refused.values()), why)
+    return AttendInfo("eager", tuple(refused.values()), "can do everything")
+
+
+def named(call: Call, backend: str) -> AttendInfo:
+    """The kernel that the user names, if it can do the call.
+
+    Raises:
+        ConfigError: It does not exist or cannot.
+    """
+    if backend not in get_args(Backend):
+        names = ", ".join(get_args(Backend))
+        raise ConfigError(f"backend: {backend!r} is unknown; use one of {names}")
+    limit = unable(backend, call)
+    if limit is not None:
+        raise ConfigError(f"backend: {backend} {limit.reason}; use auto or eager")
+    return AttendInfo(backend)
+
+
+def unable(kernel: str, call: Call) -> Limit | None:
+    """What a kernel cannot do of a call, or None."""
+    for limit in _limits(kernel):
+        if limit.holds(call):
+            return limit
     return None
 
 
-def _sdpa_slower(
-    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropout_p: float
-) -> str | None:
-    if query.device.type != "cpu":
-        return None
-    if query.dtype in (torch.bfloat16, torch.float16):
-        return "has a slow 16-bit backward on CPU"
-    if dropout_p > 0:
-        return "falls back to its unfused form with dropout on CPU"
-    if value.shape[-1] != key.shape[-1]:
-        return "falls back to its unfused form with another value width on CPU"
-    if not torch.is_grad_enabled():
-        return None
-    if bias is not None and bias.requires_grad:
-        return "falls back to its unfused form for a bias gradient on CPU"
-    # A size that is symbolic while a graph is exported would become a guard on the batch here;
-    # only the number of keys is looked at.
-    if query.requires_grad and key.shape[2] <= EAGER_TRAINING_KEYS:
-        return f"trains slower with {EAGER_TRAINING_KEYS} keys or fewer on CPU"
-    return None
+@cache
+def _rules(device: str) -> tuple[Rule, ...]:
+    own = tuple(rule for rule in BACKEND_RULES if rule.device == device)
+    return own or tuple(rule for rule in BACKEND_RULES if rule.device == "any")
+
+
+@cache
+def _limits(kernel: str) -> tuple[Limit, ...]:
+    names = (kernel, PART_OF.get(kernel, kernel))
+    return tuple(limit for limit in LIMITS if limit.kernel in names)
+
+
+def _refuse(refused: dict[str, Refused], call: Call, kernel: str, reason: str, remedy: str) -> None:
+    if kernel == "efficient":
+        kernel = "sdpa"
+    # Over few keys nothing is gained by another kernel.
+    refused.setdefault(kernel, Refused(kernel, reason, remedy if call.keys > SHORT_KEYS else ""))
+
+
+def describe(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    mask: Tensor | Mask | None,
+    bias: Tensor | Bias | None,
+    score_mod: ScoreMod | None,
+    dropout_p: float,
+    return_lse: bool,
+) -> Call:
+    """A call of `attend` as what the rules look at."""
+    device = query.device.type
+    on_cuda = device == "cuda"
+    autograd = torch.is_grad_enabled()
+    export = exporting()
+    tracing = export or torch.compiler.is_compiling()
+    queries, keys = query.shape[2], key.shape[2]
+    kind: MaskKind = "none" if mask is None else mask_kind(mask, Shape.of(query, key))
+    countable = on_cuda and not tracing and kind == "keys" and keys >= PACK_KEYS
+    return Call(
+        device=device,
+        capability=_capability(query.device) if on_cuda and not tracing else (0, 0),
+        dtype=query.dtype,
+        batch=0 if tracing else query.shape[0],
+        queries=queries,
+        keys=keys,
+        head_dim=query.shape[-1],
+        value_dim=value.shape[-1],
+        mask=kind,
+        packable=_packable(mask),
+        padding=padding(mask, keys) if countable else 0.0,
+        bias=bias is not None,
+        bias_grad=autograd and bias is not None and bias.requires_grad,
+        score_mod=score_mod is not None,
+        dropout=dropout_p > 0,
+        lse=return_lse,
+        grad=autograd and (query.requires_grad or key.requires_grad or value.requires_grad),
+        deterministic=on_cuda and torch.are_deterministic_algorithms_enabled(),
+        compiling=tracing,
+        exporting=export,
+        has_varlen=not on_cuda or _has_varlen(),
+    )
+
+
+def mask_kind(mask: Tensor | Mask | None, shape: Shape) -> MaskKind:
+    """What a mask is to the kernels."""
+    if mask is None:
+        return "none"
+    if isinstance(mask, Tensor):
+        return "dense"
+    if mask.kind == "causal" and shape.queries == shape.keys:
+        return "causal"
+    if mask.kind == "keys":
+        return "keys"
+    return "structured" if _structured(mask) else "dense"
+
+
+def _structured(mask: Mask) -> bool:
+    """Whether whole blocks of the scores may be hidden, as the kind tells."""
+    if isinstance(mask, Both | Either):
+        return _structured(mask.first) or _structured(mask.second)
+    return mask.kind in STRUCTURED
+
+
+def _packable(mask: Tensor | Mask | None) -> bool:
+    if isinstance(mask, Both):
+        return _packable(mask.first) and _packable(mask.second)
+    return mask is None or isinstance(mask, KeyPadding | Causal | SlidingWindow)
+
+
+@cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
+
+
+@cache
+def _has_varlen() -> bool:
+    return find_spec("torch.nn.attention.varlen") is not None
+
+
+def padding(mask: Tensor | Mask | None, keys: int) -> float:
+    """Share of the keys that a padding mask hides; waits for the device."""
+    if not isinstance(mask, KeyPadding):
+        return 0.0
+    return 1.0 - float(mask.keys(keys).float().mean())

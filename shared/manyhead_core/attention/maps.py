@@ -5,15 +5,34 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from functools import reduce
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
-from manyhead_core.attention.kernels import attention_scores, attention_weights
+from manyhead_core.attention.kernels import share_heads
+from manyhead_core.attention.masks import Mask, Shape
+from manyhead_core.attention.scores import (
+    CHUNK_WEIGHTS,
+    Rows,
+    Scoring,
+    attention_scores,
+    attention_weights,
+    row_chunks,
+)
 
-# Largest number of weights held at once while maps are reduced: 256 MiB of float32.
-CHUNK_WEIGHTS = 2**26
+if TYPE_CHECKING:
+    from manyhead_core.attention.biases import Bias, ScoreMod
+
+__all__ = [
+    "CHUNK_WEIGHTS",
+    "MapRequest",
+    "attention_maps",
+    "pick_rows",
+    "reduce_weights",
+    "scored_maps",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,31 +62,40 @@ def attention_maps(
     query: Tensor,
     key: Tensor,
     *,
-    mask: Tensor | None,
-    bias: Tensor | None,
+    mask: Tensor | Mask | None,
+    bias: Tensor | Bias | None,
     scale: float,
     request: MapRequest,
+    score_mod: ScoreMod | None = None,
 ) -> Tensor:
-    """Weights of the requested rows, before dropout; keys have as many heads as queries."""
-    shape = (*query.shape[:3], key.shape[2])
-    mask, bias = (None if x is None else x.expand(shape) for x in (mask, bias))
+    """Weights of the requested rows, before dropout; takes what `attend` does, outside autocast."""
+    return scored_maps(query, key, Scoring(mask, bias, score_mod, scale), request)
+
+
+def scored_maps(query: Tensor, key: Tensor, scoring: Scoring, request: MapRequest) -> Tensor:
+    """As `attention_maps`, in parts that fit in memory."""
+    shape = Shape.of(query, key)
     with torch.no_grad() if request.detach else nullcontext():
-        query = pick_rows(query, request)
-        mask, bias = (None if x is None else pick_rows(x, request) for x in (mask, bias))
+        key, _ = share_heads(query, key, key)
         if request.heads is not None:
-            key = key[:, list(request.heads)]
-        parts = []
-        for rows in _chunks(query, key.shape[2]):
-            picked = (None if x is None else x[:, :, rows] for x in (mask, bias))
-            part_mask, part_bias = picked
-            scores, blind = attention_scores(
-                query[:, :, rows], key, mask=part_mask, bias=part_bias, scale=scale
-            )
-            parts.append(reduce_weights(attention_weights(scores, blind), request.reduce))
+            query, key = query[:, list(request.heads)], key[:, list(request.heads)]
+        # A generator: sums over queries never hold more than one chunk.
+        parts = (
+            _reduced_rows(query, key, scoring, shape, rows, request)
+            for rows in _chunks(shape, query.shape[1], request)
+        )
         if request.reduce == "received":
-            return torch.stack(parts).sum(0).to(request.dtype)
+            return reduce(torch.add, parts).to(request.dtype)
         axis = 1 if request.reduce == "head_mean" else 2
-        return torch.cat(parts, axis).to(request.dtype)
+        return torch.cat(list(parts), axis).to(request.dtype)
+
+
+def _reduced_rows(
+    query: Tensor, key: Tensor, scoring: Scoring, shape: Shape, rows: Rows, request: MapRequest
+) -> Tensor:
+    terms = scoring.part(shape, rows, request.heads)
+    scores, blind = attention_scores(query[:, :, rows], key, scoring.scale, terms)
+    return reduce_weights(attention_weights(scores, blind), request.reduce)
 
 
 def pick_rows(tensor: Tensor, request: MapRequest) -> Tensor:
@@ -79,13 +107,13 @@ def pick_rows(tensor: Tensor, request: MapRequest) -> Tensor:
     return tensor[:, :, :1] if request.queries == "first" else tensor
 
 
-def _chunks(query: Tensor, num_keys: int) -> list[slice]:
-    batch, heads, rows = query.shape[:3]
-    # An exported or compiled graph has one chunk: its batch size is not known.
-    if torch.compiler.is_compiling() or batch * heads * rows * num_keys <= CHUNK_WEIGHTS:
-        return [slice(None)]
-    step = max(1, CHUNK_WEIGHTS // max(1, batch * heads * num_keys))
-    return [slice(start, start + step) for start in range(0, rows, step)]
+def _chunks(shape: Shape, heads: int, request: MapRequest) -> list[Rows]:
+    """The wanted query rows in parts whose weights fit in memory."""
+    if isinstance(request.queries, Tensor):
+        rows = request.queries
+        return [rows[part] for part in row_chunks(shape.batch, heads, rows.shape[0], shape.keys)]
+    count = min(1, shape.queries) if request.queries == "first" else shape.queries
+    return [*row_chunks(shape.batch, heads, count, shape.keys)]
 
 
 def reduce_weights(weights: Tensor, reduce: str | None) -> Tensor:

@@ -2,112 +2,53 @@
 
 A mask says which pairs of query and key may attend. Causality is a mask with an explicit alignment,
 because `is_causal=True` of a kernel means different things when queries and keys differ in number.
+Each mask exists in two forms that agree: a boolean tensor, and a predicate of indices.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from manyhead_core.attention.mask_base import Both, Either, Mask, Predicate, Shape, on, reader
+from manyhead_core.attention.window2d import Window2D
 from manyhead_core.errors import ConfigError
+
+__all__ = [
+    "Align",
+    "Both",
+    "Causal",
+    "Dense",
+    "Either",
+    "KeyPadding",
+    "Mask",
+    "NotId",
+    "Predicate",
+    "Prefix",
+    "SameId",
+    "Shape",
+    "SlidingWindow",
+    "Window2D",
+    "key_offset",
+]
 
 Align = Literal["lower_right", "upper_left"]
 
 
-@dataclass(frozen=True)
-class Shape:
-    """Size and device of the scores that a mask is for.
-
-    Args:
-        batch: Batch elements.
-        heads: Query heads.
-        queries: Queries.
-        keys: Keys.
-        device: Where the mask is needed.
-    """
-
-    batch: int
-    heads: int
-    queries: int
-    keys: int
-    device: torch.device
-
-    @classmethod
-    def of(cls, query: Tensor, key: Tensor) -> Shape:
-        """Of queries `(batch, heads, queries, dim)` and keys `(batch, key_heads, keys, dim)`."""
-        batch, heads, queries, _ = query.shape
-        return cls(batch, heads, queries, key.shape[2], query.device)
-
-
-class Mask(ABC):
-    """Base of all masks: True where attending is allowed."""
-
-    @abstractmethod
-    def dense(self, shape: Shape) -> Tensor:
-        """Boolean, broadcastable to `(batch, heads, queries, keys)`."""
+class _Positional(Mask):
+    """A mask of positions alone, the same for every batch element and head."""
 
     @property
-    def causal(self) -> bool:
-        """Whether it guarantees that no query sees a later key."""
-        return False
-
-    def __and__(self, other: Mask) -> Mask:
-        return Both(self, other)
-
-    def __or__(self, other: Mask) -> Mask:
-        return Either(self, other)
+    def varies(self) -> tuple[bool, bool]:
+        """Neither."""
+        return False, False
 
 
 @dataclass(frozen=True)
-class Both(Mask):
-    """Pairs that both masks allow.
-
-    Args:
-        first: A mask.
-        second: Another one.
-    """
-
-    first: Mask
-    second: Mask
-
-    def dense(self, shape: Shape) -> Tensor:
-        """True where both are."""
-        return self.first.dense(shape) & self.second.dense(shape)
-
-    @property
-    def causal(self) -> bool:
-        """One causal part is enough."""
-        return self.first.causal or self.second.causal
-
-
-@dataclass(frozen=True)
-class Either(Mask):
-    """Pairs that at least one mask allows.
-
-    Args:
-        first: A mask.
-        second: Another one.
-    """
-
-    first: Mask
-    second: Mask
-
-    def dense(self, shape: Shape) -> Tensor:
-        """True where one is."""
-        return self.first.dense(shape) | self.second.dense(shape)
-
-    @property
-    def causal(self) -> bool:
-        """Both parts have to be causal."""
-        return self.first.causal and self.second.causal
-
-
-@dataclass(frozen=True)
-class Causal(Mask):
+class Causal(_Positional):
     """A query sees the keys up to its own position.
 
     Args:
@@ -116,10 +57,20 @@ class Causal(Mask):
     """
 
     align: Align = "lower_right"
+    kind: ClassVar[str] = "causal"
 
     def dense(self, shape: Shape) -> Tensor:
         """`(queries, keys)`."""
         return _positions(shape, self.align) >= 0
+
+    def mask_mod(self, shape: Shape) -> Predicate:
+        """`k <= q + offset`."""
+        offset = key_offset(shape, self.align)
+
+        def past(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:  # noqa: ARG001
+            return k <= q + offset
+
+        return past
 
     @property
     def causal(self) -> bool:
@@ -128,7 +79,7 @@ class Causal(Mask):
 
 
 @dataclass(frozen=True)
-class SlidingWindow(Mask):
+class SlidingWindow(_Positional):
     """A query sees `left` keys before and `right` keys after its own position.
 
     Args:
@@ -140,6 +91,7 @@ class SlidingWindow(Mask):
     left: int
     right: int
     align: Align = "lower_right"
+    kind: ClassVar[str] = "window"
 
     def __post_init__(self) -> None:
         """Check the sizes."""
@@ -150,6 +102,16 @@ class SlidingWindow(Mask):
         """`(queries, keys)`."""
         distance = _positions(shape, self.align)
         return (distance <= self.left) & (distance >= -self.right)
+
+    def mask_mod(self, shape: Shape) -> Predicate:
+        """`q + offset - left <= k <= q + offset + right`."""
+        offset, left, right = key_offset(shape, self.align), self.left, self.right
+
+        def near(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:  # noqa: ARG001
+            distance = q + offset - k
+            return (distance <= left) & (distance >= -right)
+
+        return near
 
     @property
     def causal(self) -> bool:
@@ -167,67 +129,33 @@ class KeyPadding(Mask):
     """
 
     valid: Tensor
+    kind: ClassVar[str] = "keys"
 
     def dense(self, shape: Shape) -> Tensor:
         """`(batch, 1, 1, keys)`."""
-        return self.keys(shape.keys)[:, None, None]
+        return on(self.keys(shape.keys), shape.device)[:, None, None]
+
+    def mask_mod(self, shape: Shape) -> Predicate:
+        """Flags are read, lengths compared."""
+        if self.valid.dtype == torch.bool:
+            return reader(self.valid[:, None, None], shape)
+        read = reader(self.valid[:, None, None, None], shape)
+
+        def real(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+            return k < read(b, h, q, k)
+
+        return real
+
+    @property
+    def varies(self) -> tuple[bool, bool]:
+        """Between batch elements."""
+        return self.valid.shape[0] > 1, False
 
     def keys(self, count: int) -> Tensor:
         """Boolean `(batch, keys)`."""
         if self.valid.dtype == torch.bool:
             return self.valid
         return torch.arange(count, device=self.valid.device) < self.valid[:, None]
-
-
-@dataclass(frozen=True)
-class Window2D(Mask):
-    """A neighbourhood on a grid of tokens, row-major.
-
-    Args:
-        grid: Height and width in tokens.
-        size: Side of the neighbourhood, odd.
-        dilation: Step between neighbours.
-        boundary: `clip` drops neighbours outside the map; `shift` moves the neighbourhood inward,
-            so that each query keeps the full count.
-    """
-
-    grid: tuple[int, int]
-    size: int
-    dilation: int = 1
-    boundary: Literal["clip", "shift"] = "clip"
-
-    def __post_init__(self) -> None:
-        """Check the sizes."""
-        if self.size < 1 or self.size % 2 == 0 or self.dilation < 1:
-            raise ConfigError(
-                f"size, dilation: need an odd size and a positive step, got {self.size} and "
-                f"{self.dilation}"
-            )
-        reach = (self.size - 1) * self.dilation + 1
-        if self.boundary == "shift" and reach > min(self.grid):
-            raise ConfigError(
-                f"size: a neighbourhood of {reach} tokens exceeds the grid {self.grid}"
-            )
-
-    def dense(self, shape: Shape) -> Tensor:
-        """`(queries, keys)`."""
-        rows, columns = (self._axis(length, shape.device) for length in self.grid)
-        pairs = rows[:, None, :, None] & columns[None, :, None, :]
-        tokens = self.grid[0] * self.grid[1]
-        return pairs.reshape(tokens, tokens)
-
-    def _axis(self, length: int, device: torch.device) -> Tensor:
-        """Visible coordinates along one axis, `(length, length)`."""
-        place = torch.arange(length, device=device)
-        reach = self.size // 2 * self.dilation
-        centre = place
-        if self.boundary == "shift":
-            # Dilated neighbours keep the query's own phase, as neighbourhood attention does.
-            low = reach + (place - reach) % self.dilation
-            high = length - 1 - reach - (length - 1 - reach - place) % self.dilation
-            centre = torch.maximum(torch.minimum(place, high), low)
-        offset = place[None, :] - centre[:, None]
-        return (offset.abs() <= reach) & (offset % self.dilation == 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -241,16 +169,38 @@ class SameId(Mask):
 
     query_ids: Tensor
     key_ids: Tensor | None = None
+    kind: ClassVar[str] = "ids"
 
-    def dense(self, shape: Shape) -> Tensor:  # noqa: ARG002
+    def dense(self, shape: Shape) -> Tensor:
         """`(batch, 1, queries, keys)`, or `(queries, keys)` for ids without a batch."""
-        key_ids = self.query_ids if self.key_ids is None else self.key_ids
-        same = self.query_ids[..., :, None] == key_ids[..., None, :]
+        query_ids, key_ids = self._ids(shape.device)
+        same = query_ids[..., :, None] == key_ids[..., None, :]
         return same if same.dim() == 2 else same[:, None]
+
+    def mask_mod(self, shape: Shape) -> Predicate:
+        """The ids are read on both sides."""
+        query_ids, key_ids = self._ids(shape.device)
+        of_query = reader(query_ids[..., None, :, None], shape)
+        of_key = reader(key_ids[..., None, None, :], shape)
+
+        def same(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+            return of_query(b, h, q, k) == of_key(b, h, q, k)
+
+        return same
+
+    @property
+    def varies(self) -> tuple[bool, bool]:
+        """Between batch elements, where ids have a batch."""
+        ids = (self.query_ids,) if self.key_ids is None else (self.query_ids, self.key_ids)
+        return any(x.dim() == 2 and x.shape[0] > 1 for x in ids), False
+
+    def _ids(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        key_ids = self.query_ids if self.key_ids is None else self.key_ids
+        return on(self.query_ids, device), on(key_ids, device)
 
 
 @dataclass(frozen=True, eq=False)
-class NotId(Mask):
+class NotId(SameId):
     """Tokens of different documents, instances or groups.
 
     Args:
@@ -258,16 +208,22 @@ class NotId(Mask):
         key_ids: `(batch, keys)` or `(keys,)`; None takes those of the queries.
     """
 
-    query_ids: Tensor
-    key_ids: Tensor | None = None
-
     def dense(self, shape: Shape) -> Tensor:
         """`(batch, 1, queries, keys)`, or `(queries, keys)` for ids without a batch."""
-        return ~SameId(self.query_ids, self.key_ids).dense(shape)
+        return ~super().dense(shape)
+
+    def mask_mod(self, shape: Shape) -> Predicate:
+        """The ids are read on both sides."""
+        same = super().mask_mod(shape)
+
+        def different(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+            return ~same(b, h, q, k)
+
+        return different
 
 
 @dataclass(frozen=True)
-class Prefix(Mask):
+class Prefix(_Positional):
     """The first keys, visible to every query.
 
     Args:
@@ -275,10 +231,20 @@ class Prefix(Mask):
     """
 
     length: int
+    kind: ClassVar[str] = "prefix"
 
     def dense(self, shape: Shape) -> Tensor:
         """`(1, keys)`."""
         return (torch.arange(shape.keys, device=shape.device) < self.length)[None]
+
+    def mask_mod(self, shape: Shape) -> Predicate:  # noqa: ARG002
+        """`k < length`."""
+        length = self.length
+
+        def first(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:  # noqa: ARG001
+            return k < length
+
+        return first
 
 
 @dataclass(frozen=True, eq=False)
@@ -290,6 +256,7 @@ class Dense(Mask):
     """
 
     allowed: Tensor
+    kind: ClassVar[str] = "dense"
 
     def __post_init__(self) -> None:
         """Check the type: an additive mask would be read upside down."""
@@ -298,13 +265,23 @@ class Dense(Mask):
                 f"mask: {self.allowed.dtype} is not boolean; pass True where attending is allowed"
             )
 
-    def dense(self, shape: Shape) -> Tensor:  # noqa: ARG002
+    def dense(self, shape: Shape) -> Tensor:
         """The tensor."""
-        return self.allowed
+        return on(self.allowed, shape.device)
+
+    @property
+    def varies(self) -> tuple[bool, bool]:
+        """Along the axes that are not broadcast."""
+        batch, heads, _, _ = (1,) * (4 - self.allowed.dim()) + tuple(self.allowed.shape)
+        return batch > 1, heads > 1
+
+
+def key_offset(shape: Shape, align: Align) -> int:
+    """Position of query 0 among the keys."""
+    return shape.keys - shape.queries if align == "lower_right" else 0
 
 
 def _positions(shape: Shape, align: Align) -> Tensor:
     """Position of each query less that of each key, `(queries, keys)`."""
-    offset = shape.keys - shape.queries if align == "lower_right" else 0
-    queries = torch.arange(shape.queries, device=shape.device) + offset
+    queries = torch.arange(shape.queries, device=shape.device) + key_offset(shape, align)
     return queries[:, None] - torch.arange(shape.keys, device=shape.device)

@@ -7,6 +7,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from manyhead_core.attention.segments import (
+    Spans,
+    packed_spans,
+    padded_spans,
+    weighted_sums,
+    worth_a_loop,
+)
 from manyhead_core.errors import ConfigError
 
 
@@ -34,8 +41,9 @@ def pool(
     """Average the instances of each bag with softmax weights, once for each branch of scores.
 
     Softmax and sums are accumulated in float32 whatever the inputs are. An empty bag gives zeros
-    and zero gradients. On CUDA the sums of packed bags are added in no fixed order, so that the
-    last bit may differ between runs.
+    and zero gradients. On a CPU large bags are summed one after the other, so that padding costs
+    next to nothing when `lengths` tells it. On CUDA the sums of packed bags are added in no fixed
+    order, so that the last bit may differ between runs.
 
     Args:
         scores: Padded `(bags, instances, branches)` or packed `(total, branches)`.
@@ -55,28 +63,63 @@ def pool(
         scores, wide = scores.to(precise), values.to(precise)
         if cu_seqlens is not None:
             out, weights = _packed(scores, wide, cu_seqlens)
+        elif lengths is not None:
+            out, weights = _counted(scores, wide, lengths)
         else:
-            if lengths is not None:
-                mask = torch.arange(scores.shape[1], device=scores.device) < lengths[:, None]
             out, weights = _padded(scores, wide, mask)
     return PoolOutput(out.to(values.dtype), weights)
 
 
 def _padded(scores: Tensor, values: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    weights = _weights(scores, mask)
     if mask is not None:
-        hidden = ~mask[..., None]
-        scores = scores.masked_fill(hidden, float("-inf"))
         # Padding may hold anything, and zero times NaN is NaN.
-        values = values.masked_fill(hidden, 0.0)
-    if scores.shape[1] == 0:
-        return scores.mT @ values, scores
-    # A softmax over minus infinities is NaN, and so is its gradient.
-    empty = scores.amax(1, keepdim=True) == float("-inf")
-    weights = scores.masked_fill(empty, 0.0).softmax(1).masked_fill(empty, 0.0)
+        values = values.masked_fill(~mask[..., None], 0.0)
     return weights.mT @ values, weights
 
 
+def _counted(scores: Tensor, values: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    bags, size = scores.shape[:2]
+    mask = torch.arange(size, device=scores.device) < lengths[:, None]
+    if not worth_a_loop(scores, values, bags):
+        return _padded(scores, values, mask)
+    weights = _weights(scores, mask)
+    spans = padded_spans(lengths, size)
+    return weighted_sums(weights.flatten(0, 1), values.flatten(0, 1), spans), weights
+
+
+def _weights(scores: Tensor, mask: Tensor | None) -> Tensor:
+    """Softmax over the instances, `(bags, instances, branches)`; zero where the mask is False."""
+    if mask is not None:
+        scores = scores.masked_fill(~mask[..., None], float("-inf"))
+    if scores.shape[1] == 0:
+        return scores
+    # A softmax over minus infinities is NaN, and so is its gradient.
+    empty = scores.amax(1, keepdim=True) == float("-inf")
+    return scores.masked_fill(empty, 0.0).softmax(1).masked_fill(empty, 0.0)
+
+
 def _packed(scores: Tensor, values: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
+    if worth_a_loop(scores, values, len(cu_seqlens) - 1):
+        spans = packed_spans(cu_seqlens)
+        weights = _bag_weights(scores, spans)
+        return weighted_sums(weights, values, spans), weights
+    return _indexed(scores, values, cu_seqlens)
+
+
+def _bag_weights(scores: Tensor, spans: Spans) -> Tensor:
+    """Softmax over each packed bag, `(total, branches)`."""
+    bags = scores.split([end - start for start, end in spans])
+    weights = torch.cat([bag.softmax(0) for bag in bags])
+    # Where all scores of a bag are minus infinity, its first weight already is NaN.
+    first = [start for start, end in spans if start < end]
+    if weights[first].isnan().any():
+        return torch.cat([_weights(bag[None], None)[0] for bag in bags])
+    return weights
+
+
+def _indexed(scores: Tensor, values: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
+    """The packed form with an index of bags, for GPUs, compiled graphs and many small bags."""
     bags, branches = len(cu_seqlens) - 1, scores.shape[1]
     place = torch.arange(len(scores), device=scores.device)
     bag = torch.bucketize(place, cu_seqlens[1:].to(place.dtype), right=True)

@@ -32,6 +32,22 @@ MIXERS: dict[str, str] = {
     "ulsam": f"{_PLACE}.ulsam:SubspaceAttention",
     "sparsifiner": f"{_PLACE}.sparsifiner:Sparsifiner",
     "routing": f"{_PLACE}.routing:RoutingAttention",
+    "smha": f"{_PLACE}.smha:SelectiveAttention",
+    "match": f"{_PLACE}.match:MatchAttention",
+    "msa_conv": f"{_PLACE}.msa_conv:ConvAttention",
+    "glca": f"{_PLACE}.glca:GlobalLocalCrossAttention",
+    "conditional_cross": f"{_PLACE}.conditional_cross:ConditionalCrossAttention",
+    "pooled_cross": f"{_PLACE}.pooled_cross:PooledCrossAttention",
+    "summary": f"{_PLACE}.summary:SummaryAttention",
+    "label_cross": f"{_PLACE}.label_cross:LabelCrossAttention",
+    "low_rank_pool": f"{_PLACE}.low_rank_pool:LowRankPooling",
+    "realloc": f"{_PLACE}.realloc:ReallocationAttention",
+    "identity": f"{_PLACE}.ablations:Identity",
+    "uniform": f"{_PLACE}.ablations:Uniform",
+    "static_qk": f"{_PLACE}.ablations:StaticQueryKey",
+    "position_qk": f"{_PLACE}.ablations:PositionQueryKey",
+    "random_qk": f"{_PLACE}.ablations:RandomQueryKey",
+    "linear_qk": f"{_PLACE}.ablations:LinearQueryKey",
 }
 
 

@@ -20,6 +20,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from pytorch_lightning.utilities.seed import isolate_rng
 
 from manyhead_core.app import App
+from manyhead_core.attention.settings import configure_sdp
 from manyhead_core.cli import checkpoint, console
 from manyhead_core.cli.arguments import Arguments, expand, without
 from manyhead_core.cli.parser import KEEP_NONE, CommandParser
@@ -294,6 +295,7 @@ def run_training(app: App, words: Sequence[str]) -> int:
         UserError: A mistake in the call, the configuration, the data or the checkpoint.
         KeyboardInterrupt: With the command that resumes the run as its message.
     """
+    configure_sdp("safe")
     command, rest = words[0], list(words[1:])
     arguments = expand(app, command, rest)
     if command != "fit" and arguments.checkpoint is None and not {"-h", "--help"} & set(rest):

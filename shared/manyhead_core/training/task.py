@@ -16,6 +16,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from manyhead_core.attention.mixer import after_step
 from manyhead_core.errors import ConfigError, DataError
 from manyhead_core.training.clipping import clip_norm
 from manyhead_core.training.plain import from_plain, to_plain
@@ -108,6 +109,11 @@ class Task(LightningModule, Generic[Net]):
                 "data: the encoding differs from the one in the checkpoint; "
                 "use the data and the options that it was trained with"
             )
+
+    def optimizer_step(self, *args: Any, **options: Any) -> None:
+        """One step, and what mixers do after it: state that is no weight moves once per step."""
+        super().optimizer_step(*args, **options)
+        after_step(self.net)
 
     def configure_gradient_clipping(
         self,

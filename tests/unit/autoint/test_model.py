@@ -143,3 +143,13 @@ def test_mlp_scores_rows() -> None:
     assert net(*rows()).logits.shape == (5,)
     with pytest.raises(ConfigError, match="hidden must name at least one layer"):
         BaselineConfig(hidden=())
+
+
+def test_double_precision_stays_double() -> None:
+    index, value, lists = rows()
+    net = small(tower=(5,))
+    single = net(index, value, lists).logits
+    net.double()
+    doubled = net(index, value.double(), [(ids, w.double()) for ids, w in lists]).logits
+    assert doubled.dtype == torch.float64
+    torch.testing.assert_close(doubled.float(), single)

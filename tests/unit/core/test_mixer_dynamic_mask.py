@@ -1,6 +1,7 @@
 """Dynamic-mask attention: which keys are kept, and what the layer is with all of them."""
 
 import shutil
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -9,12 +10,23 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
+from manyhead_core.attention.capture import capture
 from manyhead_core.attention.maps import MapRequest
 from manyhead_core.attention.masks import Causal, Dense, KeyPadding, SlidingWindow
 from manyhead_core.attention.mixer import UnsupportedPattern
+from manyhead_core.attention.mixers import kept_keys
 from manyhead_core.attention.mixers.dynamic_mask import DynamicMaskAttention
+from manyhead_core.attention.mixers.kept_keys import Keys, leaving
 from manyhead_core.attention.rotary import rotate
 from manyhead_core.errors import ConfigError
+
+
+@pytest.fixture(autouse=True, scope="module")
+def short_chunks() -> Iterator[None]:
+    """Several chunks of queries also in short sequences."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kept_keys, "FEWEST_QUERIES", 1)
+        yield
 
 
 def layer(dim: int = 16, num_heads: int = 4, *, keep_window: int = 3, **options):
@@ -113,6 +125,78 @@ def test_larger_window_never_removes_a_kept_key(
         shape = (2, 3, count, count)
         expected = allowed.expand(shape).sum(-1).clamp_max(window)
         assert torch.equal(kept.expand(shape).sum(-1), expected)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    count=st.integers(2, 14),
+    window=st.integers(1, 6),
+    key_heads=st.sampled_from([2, 4]),
+    kind=st.sampled_from(["none", "padding", "causal"]),
+    levels=st.sampled_from([1, 2, 1000]),
+    seed=st.integers(0, 99),
+)
+def test_attending_to_kept_keys_is_attending_to_all_and_hiding_the_others(
+    count: int, window: int, key_heads: int, kind: str, levels: int, seed: int
+) -> None:
+    net = layer(keep_window=window, num_key_heads=key_heads)
+    generator = torch.Generator().manual_seed(seed)
+    masks = {
+        "none": None,
+        "causal": Causal(),
+        "padding": KeyPadding(torch.rand(2, count, generator=generator) > 0.4),
+    }
+    query, key, value = (
+        torch.randn(2, heads, count, 4, generator=generator, dtype=torch.float64).requires_grad_()
+        for heads in (4, key_heads, key_heads)
+    )
+    # Few levels make ties.
+    delta = torch.randint(levels, (2, 4, count), generator=generator).double() / levels
+    inputs = (query, key, value, delta.requires_grad_())
+    factor = torch.randn(2, 4, count, 4, generator=generator, dtype=torch.float64)
+    outs = (
+        net._head_outputs(query, Keys(*inputs[1:]), masks[kind]),
+        net._attend_pairs(query, Keys(*inputs[1:]), masks[kind], None)[0],
+    )
+    torch.testing.assert_close(*outs)
+    torch.testing.assert_close(*(torch.autograd.grad((o * factor).sum(), inputs) for o in outs))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_maps_change_no_output(causal: bool) -> None:
+    mask = Causal() if causal else None
+    expected = layer()(tokens(), mask=mask).y
+    found = layer()(tokens(), mask=mask, maps=MapRequest(queries="first")).y
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("maps", [None, MapRequest()])
+def test_head_gate_multiplies_head_outputs(maps: MapRequest | None) -> None:
+    net, gate = layer(), torch.tensor([0.0, 1.0, -2.0, 0.5], dtype=torch.float64)
+    found = net(tokens(), maps=maps, head_gate=gate).y
+    with torch.no_grad():
+        net.o_proj.weight.mul_(gate.repeat_interleave(4))
+    torch.testing.assert_close(found, net(tokens(), maps=maps).y)
+
+
+def test_captured_maps_have_a_weight_for_every_key() -> None:
+    net = layer()
+    with capture(net) as captured:
+        net(tokens())
+    (maps,) = captured.maps["attend"]
+    assert maps.shape == (2, 4, 9, 9)
+    assert torch.equal((maps > 0).sum(-1), torch.full((2, 4, 9), 3))
+
+
+@pytest.mark.parametrize("window", [1, 2, 5, 9])
+def test_a_key_leaves_when_enough_later_ones_are_more_important(window: int) -> None:
+    generator = torch.Generator().manual_seed(window)
+    delta = torch.randint(4, (2, 3, 9), generator=generator).double()
+    net = DynamicMaskAttention(12, 3, keep_window=window)
+    causal = torch.ones(9, 9, dtype=torch.bool).tril()
+    visible = causal.expand(2, 3, 9, 9) if window == 9 else net.visible(delta, causal)
+    rows = torch.arange(9)[:, None]
+    assert torch.equal(visible, causal & (rows < leaving(delta, window)[:, :, None]))
 
 
 def test_equal_importance_keeps_the_latest_keys() -> None:

@@ -8,14 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from manyhead_core.attention.masks import Causal, KeyPadding
+from manyhead_core.attention.masks import Causal, KeyPadding, Shape
 from manyhead_core.attention.mixer import UnsupportedPattern
 from manyhead_core.attention.mixers.cel import CrossScaleEmbedding
 from manyhead_core.attention.mixers.lsda import (
-    DynamicPositionBias,
     LongShortAttention,
     LongShortBlock,
 )
+from manyhead_core.attention.relative_biases import MLPBias
 from manyhead_core.errors import ConfigError
 
 
@@ -113,9 +113,11 @@ def test_narrow_map_has_short_groups_of_its_shorter_side() -> None:
 @pytest.mark.parametrize("size", [1, 2, 5])
 def test_bias_is_a_lookup_of_the_outputs_of_the_network(size: int) -> None:
     torch.manual_seed(0)
-    pos = DynamicPositionBias(4, 3).double()
+    pos = MLPBias(4, 3).double()
     randomised(pos)
-    bias, table = pos(size), pos.table(size)
+    found = pos((size, size))
+    shape = Shape(1, 3, size**2, size**2, torch.device("cpu"))
+    bias, (table,) = found.dense(shape), found.tensors()
     assert table.shape == ((2 * size - 1) ** 2, 3)
     for query in range(size**2):
         for key in range(size**2):

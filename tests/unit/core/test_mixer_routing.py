@@ -243,7 +243,7 @@ def test_undeclared_uses_are_refused() -> None:
     with pytest.raises(UnsupportedPattern):
         made(x, x)
     with pytest.raises(UnsupportedPattern):
-        made(x, mask=Causal())
+        made(x, x, mask=Causal())
     with pytest.raises(ConfigError, match="num_heads=3"):
         RoutingAttention(8, 3)
 

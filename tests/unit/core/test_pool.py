@@ -1,11 +1,22 @@
+import math
+import shutil
+
 import pytest
 import torch
 from torch import Tensor
 
+from manyhead_core.attention import segments
 from manyhead_core.attention.pool import pool
 from manyhead_core.errors import ConfigError
 
 LENGTHS = [3, 0, 5, 1]
+
+
+@pytest.fixture(params=["loop", "index"], autouse=True)
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways to sum bags, whatever their sizes."""
+    monkeypatch.setattr(segments, "LOOP_PRODUCTS", 0 if request.param == "loop" else math.inf)
+    return request.param
 
 
 def bags(branches: int = 2, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
@@ -47,12 +58,12 @@ def test_order_within_packed_bags_does_not_matter() -> None:
     torch.testing.assert_close(shuffled, found, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("form", ["lengths", "mask"])
+@pytest.mark.parametrize("told", ["lengths", "mask"])
 @pytest.mark.parametrize("branches", [1, 3])
-def test_padded_and_packed_forms_agree_with_their_gradients(form: str, branches: int) -> None:
+def test_padded_and_packed_forms_agree_with_their_gradients(told: str, branches: int) -> None:
     padded = [x.requires_grad_() for x in bags(branches)]
     packed = [x.detach()[real()].requires_grad_() for x in padded]
-    given = {"lengths": torch.tensor(LENGTHS)} if form == "lengths" else {"mask": real()}
+    given = {"lengths": torch.tensor(LENGTHS)} if told == "lengths" else {"mask": real()}
     one = pool(*padded, **given)
     two = pool(*packed, cu_seqlens=starts().int())
     torch.testing.assert_close(two.out, one.out, rtol=0, atol=1e-6)
@@ -146,6 +157,72 @@ def test_gradients_are_those_of_finite_differences(packed: bool) -> None:
     given = {"cu_seqlens": starts()} if packed else {"lengths": torch.tensor(LENGTHS)}
     tensors = [(x[real()] if packed else x).requires_grad_() for x in (scores, values)]
     assert torch.autograd.gradcheck(lambda s, v: pool(s, v, **given), tensors)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_gradients_have_gradients(packed: bool) -> None:
+    scores, values = bags(dtype=torch.float64)
+    given = {"cu_seqlens": starts()} if packed else {"lengths": torch.tensor(LENGTHS)}
+    tensors = [(x[real()] if packed else x).requires_grad_() for x in (scores, values)]
+    assert torch.autograd.gradgradcheck(lambda s, v: pool(s, v, **given).out, tensors)
+
+
+def test_values_without_gradient_get_none() -> None:
+    scores, values = (x[real()] for x in bags())
+    expected = torch.autograd.grad(
+        pool(scores.requires_grad_(), values, cu_seqlens=starts()).out.square().sum(), scores
+    )
+    both = (scores, values.requires_grad_())
+    found = torch.autograd.grad(pool(*both, cu_seqlens=starts()).out.square().sum(), both)
+    torch.testing.assert_close(found[0], expected[0])
+
+
+def test_lengths_beyond_the_padding_count_as_full() -> None:
+    scores, values = bags()
+    found = pool(scores, values, lengths=torch.tensor([9, 5, 5, -1]))
+    torch.testing.assert_close(found.out[:3], pool(scores, values).out[:3])
+    assert not found.out[3].any()
+
+
+def test_transforms_of_functions_go_through() -> None:
+    scores, values = (x[real()] for x in bags())
+
+    def total(scores: Tensor, factor: Tensor) -> Tensor:
+        return pool(scores, values * factor, cu_seqlens=starts()).out.square().sum()
+
+    factors = torch.tensor([1.0, 2.0])
+    found = torch.func.vmap(torch.func.grad(total), (None, 0))(scores, factors)
+    one = torch.func.grad(total)(scores, factors[0])
+    torch.testing.assert_close(found, torch.stack([one, 4 * one]))
+    leaf = scores.requires_grad_()
+    torch.testing.assert_close(torch.autograd.grad(total(leaf, factors[0]), leaf)[0], one)
+
+
+def test_large_bags_are_summed_in_a_loop_and_many_small_ones_by_index(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(segments, "LOOP_PRODUCTS", 1000)
+    scores, values = torch.zeros(300, 2), torch.zeros(300, 5)
+    assert segments.worth_a_loop(scores, values, 3)
+    assert not segments.worth_a_loop(scores, values, 4)
+    assert not segments.worth_a_loop(scores.to("meta"), values.to("meta"), 3)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("packed", [False, True])
+def test_compiles_to_one_graph_with_gradients(packed: bool) -> None:
+    torch.compiler.reset()
+    compiled = torch.compile(pool, fullgraph=True, dynamic=True)
+    scores, values = bags()
+    given = {"cu_seqlens": starts()} if packed else {"lengths": torch.tensor(LENGTHS)}
+    tensors = [(x[real()] if packed else x).requires_grad_() for x in (scores, values)]
+    found, expected = (
+        torch.autograd.grad(call(*tensors, **given).out.square().sum(), tensors)
+        for call in (compiled, pool)
+    )
+    torch.testing.assert_close(found, expected)
 
 
 def test_mistakes_are_named() -> None:

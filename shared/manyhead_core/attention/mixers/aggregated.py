@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from math import exp, log
 from typing import Any
 
@@ -11,11 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from manyhead_core.attention.attend import Attend
+from manyhead_core.attention.layer import Attend, HeadOutputs
 from manyhead_core.attention.maps import MapRequest, pick_rows, reduce_weights
 from manyhead_core.attention.masks import Mask
 from manyhead_core.attention.mixer import Capabilities, MixerOutput, TokenMixer
 from manyhead_core.attention.mixers.shifts import shifts, start_linear
+from manyhead_core.attention.relative_biases import position_table
 from manyhead_core.errors import ConfigError
 
 Size = tuple[int, int]
@@ -107,7 +109,11 @@ class AggregatedAttention(_Cosine):
 
     name = "aggregated"
     capabilities = Capabilities(
-        patterns=frozenset({"NS"}), layouts=frozenset({"2d"}), maps=True, fixed_size=True
+        patterns=frozenset({"NS"}),
+        layouts=frozenset({"2d"}),
+        maps=True,
+        heads=True,
+        fixed_size=True,
     )
     outside: Tensor
     log_keys: Tensor
@@ -145,6 +151,7 @@ class AggregatedAttention(_Cosine):
         nn.init.trunc_normal_(self.learnable_tokens, std=0.02, a=-0.04, b=0.04)
         start_linear(self.q, self.kv)
         self.attention_dropout = nn.Dropout(attention_dropout)
+        self.heads = HeadOutputs()
         self.resize(size)
 
     def resize(self, size: Sequence[int]) -> None:
@@ -179,15 +186,14 @@ class AggregatedAttention(_Cosine):
         maps: MapRequest | None,
         head_gate: Tensor | None = None,
     ) -> MixerOutput:
-        """`head_gate`, `(heads,)` or `(batch, heads)`, multiplies the outputs of the heads."""
+        """Project, attend to window and pooled map, project."""
         self._grid_must_be(self.size, grid)
         query = F.normalize(self._heads(self.q(x)), dim=-1)
         near, pooled = self.kv(x), self.kv(self._pooled(x))
         bias = self._position_bias()
         with torch.autocast(x.device.type, enabled=False):
             out, weights = self._aggregate(query, near, pooled, bias)
-        if head_gate is not None:
-            out = out * head_gate[..., None, None]
+        out = self.heads(out, partial(_maps, weights), head_gate=head_gate)
         y = self.proj(out.transpose(1, 2).flatten(2).to(x.dtype))
         found = None if maps is None else _maps(weights, maps)
         return MixerOutput(self.dropout(y), {}, found)
@@ -282,49 +288,21 @@ class AggregatedFullAttention(_Cosine):
         maps: MapRequest | None,
         head_gate: Tensor | None = None,
     ) -> MixerOutput:
-        """`head_gate`, `(heads,)` or `(batch, heads)`, multiplies the outputs of the heads."""
+        """Project, attend, project."""
         self._grid_must_be(self.size, grid)
         query, key, value = (self._heads(part) for part in self.qkv(x).chunk(3, -1))
         bias = self._position_bias()
         query = self._scaled(F.normalize(query, dim=-1), log(x.shape[1]))
         found = self.attend(
-            query, F.normalize(key, dim=-1), value, bias=bias.to(query.dtype), maps=maps
+            query,
+            F.normalize(key, dim=-1),
+            value,
+            bias=bias.to(query.dtype),
+            maps=maps,
+            head_gate=head_gate,
         )
-        out = found.out
-        if head_gate is not None:
-            out = out * head_gate[..., None, None]
-        y = self.proj(out.transpose(1, 2).flatten(2).to(x.dtype))
+        y = self.proj(found.out.transpose(1, 2).flatten(2).to(x.dtype))
         return MixerOutput(self.dropout(y), {}, found.maps)
-
-
-def position_table(size: Size, keys: Size, pretrain_size: Size) -> tuple[Tensor, Tensor]:
-    """Differences of position that occur between tokens and pooled tokens, on a log scale.
-
-    Args:
-        size: Height and width of the map.
-        keys: Height and width of the pooled map.
-        pretrain_size: Map in whose extent differences are measured.
-
-    Returns:
-        Different pairs `(pairs, 2)`, and for each query and key the row of its pair
-        `(tokens, pooled)`.
-    """
-    rows, columns = (_differences(*axis) for axis in zip(size, keys, pretrain_size, strict=True))
-    shape = (size[0], size[1], keys[0], keys[1])
-    pairs = torch.stack(
-        [rows[:, None, :, None].expand(shape), columns[None, :, None, :].expand(shape)], -1
-    )
-    table, place = torch.unique(pairs.reshape(-1, 2), dim=0, return_inverse=True)
-    return table, place.view(size[0] * size[1], keys[0] * keys[1])
-
-
-def _differences(length: int, keys: int, pretrain_length: int) -> Tensor:
-    """Of each query from each key along an axis, `sign log2(1 + 8 |d|) / log2(8)`."""
-    # On the CPU whatever the default device is: the table is looked at.
-    query = torch.arange(length, dtype=torch.float32, device="cpu")
-    key = F.adaptive_avg_pool1d(query[None], keys)[0]
-    distance = (query[:, None] - key) * 8 / max(pretrain_length - 1, 1)
-    return distance.sign() * (1 + distance.abs()).log2() / 3
 
 
 def _maps(weights: Tensor, request: MapRequest) -> Tensor:

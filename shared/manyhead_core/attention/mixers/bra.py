@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from manyhead_core.attention.attend import Attend
+from manyhead_core.attention.layer import Attend
 from manyhead_core.attention.maps import MapRequest
 from manyhead_core.attention.masks import KeyPadding, Mask
 from manyhead_core.attention.mixer import Capabilities, MixerOutput, TokenMixer
@@ -65,6 +65,7 @@ class BiLevelRoutingAttention(TokenMixer):
         patterns=frozenset({"NS"}),
         layouts=frozenset({"2d"}),
         mask="keys",
+        heads=True,
     )
 
     def __init__(
@@ -114,6 +115,7 @@ class BiLevelRoutingAttention(TokenMixer):
         grid: tuple[int, int] | None,
         memory: Any,  # noqa: ARG002
         maps: MapRequest | None,  # noqa: ARG002
+        head_gate: Tensor | None = None,
     ) -> MixerOutput:
         """The steps of the class docstring."""
         height, width = grid = known_grid(grid)
@@ -122,9 +124,9 @@ class BiLevelRoutingAttention(TokenMixer):
         seen = value if valid is None else value * valid.unsqueeze(-1)
         local = self.lepe(seen.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         if self.topk == ALL_REGIONS:
-            out = self._full(query, key, value, valid)
+            out = self._full(query, key, value, valid, head_gate)
         else:
-            out = self._routed(picture, query, key, value, valid)
+            out = self._routed(picture, query, key, value, valid, head_gate)
         y = self.wo((out + local)[:, :height, :width])
         return MixerOutput(y.flatten(1, 2), {})
 
@@ -191,7 +193,13 @@ class BiLevelRoutingAttention(TokenMixer):
             return Routing(index, best.softmax(-1))
 
     def _routed(
-        self, picture: Tensor, query: Tensor, key: Tensor, value: Tensor, valid: Tensor | None
+        self,
+        picture: Tensor,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        valid: Tensor | None,
+        head_gate: Tensor | None,
     ) -> Tensor:
         batch, height, width, _ = picture.shape
         index, weight = self._route(picture, valid)
@@ -209,14 +217,22 @@ class BiLevelRoutingAttention(TokenMixer):
             self._heads(keys.flatten(2, 3).flatten(0, 1)),
             self._heads(values.flatten(2, 3).flatten(0, 1)),
             mask=None if allowed is None else allowed[:, None, None],
+            head_gate=head_gate,
         )
         out = found.out.transpose(1, 2).flatten(2)
         return join_regions(out.unflatten(0, (batch, sides**2)), sides, (height, width))
 
-    def _full(self, query: Tensor, key: Tensor, value: Tensor, valid: Tensor | None) -> Tensor:
+    def _full(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        valid: Tensor | None,
+        head_gate: Tensor | None,
+    ) -> Tensor:
         query, keys, values = (self._heads(part.flatten(1, 2)) for part in (query, key, value))
         allowed = None if valid is None else valid.flatten(1)[:, None, None]
-        out = self.attend(query, keys, values, mask=allowed).out
+        out = self.attend(query, keys, values, mask=allowed, head_gate=head_gate).out
         return out.transpose(1, 2).flatten(2).unflatten(1, value.shape[1:3])
 
     def _heads(self, tokens: Tensor) -> Tensor:

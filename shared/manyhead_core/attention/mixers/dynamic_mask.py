@@ -8,11 +8,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from manyhead_core.attention.attend import Attend
+from manyhead_core.attention.layer import Attend
 from manyhead_core.attention.maps import MapRequest
-from manyhead_core.attention.masks import Mask, Shape
+from manyhead_core.attention.masks import Causal, Mask, Shape
 from manyhead_core.attention.mixer import Capabilities, MixerOutput, TokenMixer
+from manyhead_core.attention.mixers.kept_keys import (
+    Keys,
+    attend_biased,
+    attend_causally,
+    attend_shared,
+    loops_over,
+    places,
+)
 from manyhead_core.attention.rotary import rotate
+from manyhead_core.attention.watch import gated, watching
 from manyhead_core.errors import ConfigError
 
 
@@ -65,6 +74,7 @@ class DynamicMaskAttention(TokenMixer):
         mask="any",
         maps=True,
         stateful=True,
+        heads=True,
     )
 
     def __init__(
@@ -105,7 +115,7 @@ class DynamicMaskAttention(TokenMixer):
         self.o_proj = nn.Linear(width, dim, bias=bias)
         self.A = nn.Parameter(torch.zeros(num_heads))
         self.dt_proj = nn.Linear(key_width, num_heads, bias=bias)
-        self.attend = Attend(attention_dropout)
+        self.attend = Attend(attention_dropout, scale=self.head_dim**-0.5)
         for layer in (self.q_proj, self.k_proj, self.v_proj, self.o_proj, self.dt_proj):
             nn.init.trunc_normal_(layer.weight, std=0.02, a=-0.04, b=0.04)
             if layer.bias is not None:
@@ -120,6 +130,7 @@ class DynamicMaskAttention(TokenMixer):
         grid: tuple[int, int] | None,  # noqa: ARG002
         memory: DecodingState | None,
         maps: MapRequest | None,
+        head_gate: Tensor | None = None,
     ) -> MixerOutput:
         """`memory` holds the keys before those of `x`; a mask covers both."""
         if memory is not None and context is not None:
@@ -130,17 +141,45 @@ class DynamicMaskAttention(TokenMixer):
         if memory is not None:
             pairs = zip(memory, state, strict=True)
             state = DecodingState(*(torch.cat(pair, 2) for pair in pairs))
-        allowed = None if mask is None else mask.dense(Shape.of(query, state.key))
+        keys = Keys(*state)
+        if maps is None and not watching(self.attend):
+            out, weights = gated(self._head_outputs(query, keys, mask), head_gate), None
+        else:
+            out, weights = self._attend_pairs(query, keys, mask, maps, head_gate)
+        y = self.o_proj(out.transpose(1, 2).flatten(2))
+        return MixerOutput(y, {}, weights, state if context is None else None)
+
+    def _head_outputs(self, query: Tensor, keys: Keys, mask: Mask | None) -> Tensor:
+        window, count = self.keep_window, keys.key.shape[2]
+        choosing = count > window and self.block_size is None
+        if choosing and isinstance(mask, Causal) and loops_over(query, count):
+            return attend_causally(self.attend, query, keys, window)
+        allowed = None if mask is None else mask.dense(Shape.of(query, keys.key))
+        if choosing and (allowed is None or allowed.shape[-2] == 1):
+            return attend_shared(self.attend, query, keys, window, allowed)
+        visible = self.visible(keys.delta.detach(), allowed)
+        return attend_biased(self.attend, query, keys, visible)
+
+    def _attend_pairs(
+        self,
+        query: Tensor,
+        keys: Keys,
+        mask: Mask | None,
+        maps: MapRequest | None,
+        head_gate: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Head outputs and maps with a weight for every key, kept or not."""
+        allowed = None if mask is None else mask.dense(Shape.of(query, keys.key))
         found = self.attend(
             query,
-            state.key,
-            state.value,
-            mask=self.visible(state.delta.detach(), allowed),
-            bias=state.delta[:, :, None],
+            keys.key,
+            keys.value,
+            mask=self.visible(keys.delta.detach(), allowed),
+            bias=keys.delta[:, :, None],
             maps=maps,
+            head_gate=head_gate,
         )
-        y = self.o_proj(found.out.transpose(1, 2).flatten(2))
-        return MixerOutput(y, {}, found.maps, state if context is None else None)
+        return found.out, found.maps
 
     def _keys(self, source: Tensor, start: int) -> DecodingState:
         key = self._turned(self.k_proj(source), start)
@@ -170,23 +209,12 @@ class DynamicMaskAttention(TokenMixer):
             return allowed
         # Places instead of values: equal importance, as at the start of training, is decided by
         # the position, so that the choice of a query does not depend on keys that it cannot see.
-        place = _places(delta)[:, :, None].float()
+        place = places(delta)[:, :, None].float()
         if allowed is not None:
             place = place.masked_fill(~allowed, -1.0)
         least = place.topk(self.keep_window, -1).values[..., -1:]
         kept = (place >= least) & (place >= 0)
         return kept if self.block_size is None else _whole_blocks(kept, allowed, self.block_size)
-
-
-def _places(values: Tensor) -> Tensor:
-    """How many entries come before each one in ascending order, the earlier of equal ones first."""
-    if not torch.compiler.is_compiling():
-        return values.argsort(dim=-1, stable=True).argsort(dim=-1)
-    # ONNX has no stable sort, and a compiler fuses the comparisons with the sum.
-    index = torch.arange(values.shape[-1], device=values.device)
-    mine, other = values[..., :, None], values[..., None, :]
-    before = (other < mine) | ((other == mine) & (index < index[:, None]))
-    return before.sum(-1)
 
 
 def _whole_blocks(kept: Tensor, allowed: Tensor | None, size: int) -> Tensor:

@@ -36,6 +36,7 @@ class GroupAttention(TokenMixer):
         patterns=frozenset({"NS"}),
         layouts=frozenset({"2d"}),
         mask="any",
+        heads=True,
     )
 
     def __init__(
@@ -73,6 +74,7 @@ class GroupAttention(TokenMixer):
         grid: tuple[int, int] | None = None,
         memory: Any = None,
         maps: MapRequest | None = None,
+        head_gate: Tensor | None = None,
         position: Tensor | None = None,
     ) -> MixerOutput:
         """Mix tokens; see `TokenMixer.forward`.
@@ -84,6 +86,7 @@ class GroupAttention(TokenMixer):
             grid: Instances and types; `tokens` is their product.
             memory: Not supported.
             maps: Not supported.
+            head_gate: `(heads,)` or `(batch, heads)`, multiplies the heads of both layers.
             position: Position codes, broadcastable to `x`, for queries and keys of the layer
                 within instances.
 
@@ -92,7 +95,14 @@ class GroupAttention(TokenMixer):
         """
         self._check(x, context, mask, grid, memory, maps)
         return self.mix(
-            x, context, mask=mask, grid=grid, memory=memory, maps=maps, position=position
+            x,
+            context,
+            mask=mask,
+            grid=grid,
+            memory=memory,
+            maps=maps,
+            head_gate=head_gate,
+            position=position,
         )
 
     def mix(
@@ -104,6 +114,7 @@ class GroupAttention(TokenMixer):
         grid: tuple[int, int] | None,
         memory: Any,  # noqa: ARG002
         maps: MapRequest | None,  # noqa: ARG002
+        head_gate: Tensor | None = None,
         position: Tensor | None = None,
     ) -> MixerOutput:
         """The two layers; `position` as in `forward`."""
@@ -115,9 +126,9 @@ class GroupAttention(TokenMixer):
         within, across = _allowed(mask, x, grid, self.num_heads)
         table, codes = (None if t is None else _instances(t, grid) for t in (x, position))
         assert table is not None  # noqa: S101 - x is a tensor
-        table = self.within_norm(table + _layer(self.within, table, codes, within))
+        table = self.within_norm(table + _layer(self.within, table, codes, within, head_gate))
         table = table.unflatten(0, (-1, grid[0])).transpose(1, 2).flatten(0, 1)
-        table = self.across_norm(table + _layer(self.across, table, None, across))
+        table = self.across_norm(table + _layer(self.across, table, None, across, head_gate))
         table = table.unflatten(0, (-1, grid[1])).transpose(1, 2)
         return MixerOutput(table.flatten(1, 2), {})
 
@@ -128,7 +139,11 @@ def _instances(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def _layer(
-    attention: Attention, tokens: Tensor, codes: Tensor | None, allowed: Tensor | None
+    attention: Attention,
+    tokens: Tensor,
+    codes: Tensor | None,
+    allowed: Tensor | None,
+    head_gate: Tensor | None,
 ) -> Tensor:
     """Self-attention whose queries and keys, but not values, carry position codes."""
     if codes is None:
@@ -144,7 +159,7 @@ def _layer(
         query, key, value = (
             part.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2) for part in parts
         )
-    out = attention.attend(query, key, value, mask=allowed).out
+    out = attention.attend(query, key, value, mask=allowed, head_gate=head_gate).out
     mixed: Tensor = attention.dropout(attention.proj(out.transpose(1, 2).flatten(2)))
     return mixed
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from manyhead_core.attention.attend import Attend
+from manyhead_core.attention.layer import Attend
 from manyhead_core.attention.maps import MapRequest
 from manyhead_core.attention.masks import KeyPadding, Mask
 from manyhead_core.attention.mixer import Capabilities, MixerOutput, TokenMixer
@@ -69,6 +69,7 @@ class BlockAttention(TokenMixer):
         window: Tensor,
         steps: tuple[Tensor, Tensor],
         allowed: Tensor | None,
+        head_gate: Tensor | None = None,
     ) -> Tensor:
         """Outputs `(batch, rows, columns, height, width, dim)` of blocks.
 
@@ -80,6 +81,7 @@ class BlockAttention(TokenMixer):
                 query, `(rows or 1, height, window height)` and the same for columns.
             allowed: Visible keys, broadcastable to `(batch, rows, columns, height * width,
                 window height * window width)`; None for all.
+            head_gate: `(heads,)` or `(batch, heads)`, multiplies the outputs of the heads.
         """
         batch, rows, columns, height, width, _ = query.shape
         blocks = query.unflatten(-1, (self.num_heads, -1)).movedim(-2, 3)
@@ -91,7 +93,12 @@ class BlockAttention(TokenMixer):
         if allowed is not None:
             allowed = allowed.expand(batch, rows, columns, -1, -1).flatten(0, 2)[:, None]
         found = self.attend(
-            blocks.flatten(4, 5).flatten(0, 2), key, value, mask=allowed, bias=bias.flatten(0, 2)
+            blocks.flatten(4, 5).flatten(0, 2),
+            key,
+            value,
+            mask=allowed,
+            bias=bias.flatten(0, 2),
+            head_gate=head_gate,
         )
         out = found.out.transpose(1, 2).flatten(2)
         return out.reshape(batch, rows, columns, height, width, -1)
@@ -151,6 +158,7 @@ class HaloAttention(BlockAttention):
         patterns=frozenset({"NS"}),
         layouts=frozenset({"2d"}),
         mask="keys",
+        heads=True,
     )
 
     def __init__(
@@ -198,6 +206,7 @@ class HaloAttention(BlockAttention):
         grid: tuple[int, int] | None,
         memory: Any,  # noqa: ARG002
         maps: MapRequest | None,  # noqa: ARG002
+        head_gate: Tensor | None = None,
     ) -> MixerOutput:
         """Equation 4 of the paper with the windows of its figure 2."""
         grid = known_grid(grid)
@@ -218,7 +227,7 @@ class HaloAttention(BlockAttention):
         steps = (line[None, :] - line[:block:step, None] + window - 1)[None]
         allowed = self._allowed(x, grid, mask, around)
         query = self.queries(blocks[:, :, :, ::step, ::step])
-        out = self.attend_blocks(query, windows, (steps, steps), allowed)
+        out = self.attend_blocks(query, windows, (steps, steps), allowed, head_gate)
         y = out.transpose(2, 3).flatten(3, 4).flatten(1, 2)
         y = y[:, : grid[0] // step, : grid[1] // step]
         if self.average and self.stride > 1:

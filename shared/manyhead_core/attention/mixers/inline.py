@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from manyhead_core.attention.layer import HeadOutputs
 from manyhead_core.attention.linear_attend import hide
 from manyhead_core.attention.maps import MapRequest, pick_rows, reduce_weights
 from manyhead_core.attention.masks import KeyPadding, Mask
@@ -55,6 +57,7 @@ class InlineAttention(TokenMixer):
         layouts=frozenset({"1d", "2d", "set"}),
         mask="keys",
         maps=True,
+        heads=True,
     )
 
     def __init__(
@@ -87,6 +90,7 @@ class InlineAttention(TokenMixer):
             self.q = nn.Linear(dim, dim, bias=qkv_bias)
             self.kv = nn.Linear(dim, 2 * dim, bias=qkv_bias)
             start_linear(self.q, self.kv)
+        self.heads = HeadOutputs()
         self.proj = nn.Linear(dim, dim)
         start_linear(self.proj)
         if local != "none":
@@ -109,18 +113,16 @@ class InlineAttention(TokenMixer):
         maps: MapRequest | None,
         head_gate: Tensor | None = None,
     ) -> MixerOutput:
-        """`head_gate`, `(heads,)` or `(batch, heads)`, multiplies the outputs of the heads."""
+        """Project, attend, add the local term, project."""
         query, key, value = self.project(x, context)
         valid = mask.keys(key.shape[2]) if isinstance(mask, KeyPadding) else None
         phi = FEATURES[self.feature]
         out = inline_attend(query, key, value, valid=valid, feature=phi)
-        weights = None
-        if maps is not None:
-            weights = _maps(query, key, valid, phi, maps)
+        weigh = partial(_maps, query, key, valid, phi)
+        weights = None if maps is None else weigh(maps)
         if context is None and self.local != "none":
             out = out + self._local(x, value, valid, grid)
-        if head_gate is not None:
-            out = out * head_gate[..., None, None]
+        out = self.heads(out, weigh, head_gate=head_gate)
         y = self.proj(out.transpose(1, 2).flatten(2))
         return MixerOutput(self.dropout(y), {}, weights)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from manyhead_core.attention.layer import HeadOutputs
 from manyhead_core.attention.linear_attend import LinearState, linear_attend, linear_weights
 from manyhead_core.attention.maps import MapRequest, pick_rows, reduce_weights
 from manyhead_core.attention.masks import Both, Causal, KeyPadding, Mask, Shape
@@ -35,6 +37,7 @@ class LinearAttention(TokenMixer):
         layouts=frozenset({"1d", "2d", "set"}),
         mask="keys",
         maps=True,
+        heads=True,
         stateful=True,
     )
 
@@ -47,6 +50,7 @@ class LinearAttention(TokenMixer):
         self.num_heads = num_heads
         self.q = nn.Linear(dim, dim, bias=qkv_bias)
         self.kv = nn.Linear(dim, 2 * dim, bias=qkv_bias)
+        self.heads = HeadOutputs()
         self.proj = nn.Linear(dim, dim)
         self.dropout = nn.Dropout(dropout)
         start_linear(self.q, self.kv, self.proj)
@@ -62,7 +66,7 @@ class LinearAttention(TokenMixer):
         maps: MapRequest | None,
         head_gate: Tensor | None = None,
     ) -> MixerOutput:
-        """`head_gate`, `(heads,)` or `(batch, heads)`, multiplies the outputs of the heads."""
+        """Project, attend with sums, project."""
         source = x if context is None else context
         query = self.q(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         key, value = self.kv(source).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
@@ -72,9 +76,9 @@ class LinearAttention(TokenMixer):
             keys = part.keys(key.shape[2])
             valid = keys if valid is None else valid & keys
         out, state = linear_attend(query, key, value, valid=valid, causal=causal, state=memory)
-        weights = None if maps is None else _maps(query, key, mask, memory, maps)
-        if head_gate is not None:
-            out = out * head_gate[..., None, None]
+        weigh = partial(_maps, query, key, mask, memory)
+        out = self.heads(out, weigh, head_gate=head_gate)
+        weights = None if maps is None else weigh(maps)
         y = self.dropout(self.proj(out.transpose(1, 2).flatten(2)))
         return MixerOutput(y, {}, weights, LinearState(*(s.detach() for s in state)))
 

@@ -8,17 +8,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from manyhead_core.attention.attend import Attend
+from manyhead_core.attention.layer import Attend
 from manyhead_core.attention.maps import MapRequest
 from manyhead_core.attention.masks import KeyPadding, Mask
 from manyhead_core.attention.mixer import Capabilities, MixerOutput, TokenMixer
 from manyhead_core.attention.mixers.grids import known_grid
 from manyhead_core.attention.mixers.shifts import start_linear
+from manyhead_core.attention.relative_biases import MIN_WIDTH, MLPBias
 from manyhead_core.errors import ConfigError
 
 Distance = Literal["short", "long"]
-# A layer norm over fewer values is all but a sign.
-MIN_POS_DIM = 4
 
 
 class LongShortAttention(TokenMixer):
@@ -48,6 +47,7 @@ class LongShortAttention(TokenMixer):
         patterns=frozenset({"NS"}),
         layouts=frozenset({"2d"}),
         mask="keys",
+        heads=True,
     )
 
     def __init__(
@@ -79,9 +79,7 @@ class LongShortAttention(TokenMixer):
         self.group_size = group_size
         self.interval = interval if mode == "long" else 1
         self.pad_type = pad_type
-        self.pos = DynamicPositionBias(
-            max(MIN_POS_DIM, dim // 16) if pos_dim is None else pos_dim, num_heads
-        )
+        self.pos = MLPBias(max(MIN_WIDTH, dim // 16) if pos_dim is None else pos_dim, num_heads)
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.attend = Attend(attention_dropout)
         self.proj = nn.Linear(dim, dim)
@@ -97,6 +95,7 @@ class LongShortAttention(TokenMixer):
         grid: tuple[int, int] | None,
         memory: Any,  # noqa: ARG002
         maps: MapRequest | None,  # noqa: ARG002
+        head_gate: Tensor | None = None,
     ) -> MixerOutput:
         """Groups become batch elements; the rest is multi-head attention with a bias."""
         lattice = self.lattice(known_grid(grid))
@@ -108,7 +107,8 @@ class LongShortAttention(TokenMixer):
             key,
             value,
             mask=self._allowed(x, lattice, mask),
-            bias=self.pos(lattice.size)[None],
+            bias=self.pos((lattice.size, lattice.size)),
+            head_gate=head_gate,
         ).out
         y = lattice.join(self.proj(out.transpose(1, 2).flatten(2)), x.shape[0])
         return MixerOutput(self.dropout(y.flatten(1, 2)), {})
@@ -177,43 +177,6 @@ class Lattice(NamedTuple):
         return picture.narrow(1, top, height).narrow(2, left, width)
 
 
-class DynamicPositionBias(nn.Module):
-    """Bias of a score from the offset of query and key, through a small network.
-
-    Args:
-        dim: Width of the network.
-        num_heads: Heads, each with its own bias.
-    """
-
-    def __init__(self, dim: int, num_heads: int) -> None:
-        super().__init__()
-        self.pos_proj = nn.Linear(2, dim)
-        self.pos1 = _stage(dim, dim)
-        self.pos2 = _stage(dim, dim)
-        self.pos3 = _stage(dim, num_heads)
-        start_linear(*(layer for layer in self.modules() if isinstance(layer, nn.Linear)))
-
-    def forward(self, size: int) -> Tensor:
-        """Bias of a square group, `(heads, size * size, size * size)`.
-
-        Args:
-            size: Side of the group in tokens.
-        """
-        table = self.table(size)
-        place = torch.arange(size, device=table.device)
-        offset = place[:, None] - place[None, :] + size - 1
-        index = offset[:, None, :, None] * (2 * size - 1) + offset[None, :, None, :]
-        return table[index.reshape(-1)].transpose(0, 1).reshape(-1, size * size, size * size)
-
-    def table(self, size: int) -> Tensor:
-        """Bias of every offset, row-major from `(1 - size, 1 - size)`, `(offsets, heads)`."""
-        weight = self.pos_proj.weight
-        line = torch.arange(1 - size, size, device=weight.device, dtype=weight.dtype)
-        rows, columns = torch.meshgrid(line, line, indexing="ij")
-        offsets = torch.stack([rows, columns], -1).reshape(-1, 2)
-        return self.pos3(self.pos2(self.pos1(self.pos_proj(offsets))))
-
-
 class LongShortBlock(nn.Module):
     """A block of the network: `x + attention(norm(x))`, then `x + mlp(norm(x))`.
 
@@ -269,7 +232,3 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Same shape as `x`."""
         return self.fc2(F.gelu(self.fc1(x)))
-
-
-def _stage(dim: int, out: int) -> nn.Sequential:
-    return nn.Sequential(nn.LayerNorm(dim), nn.ReLU(), nn.Linear(dim, out))

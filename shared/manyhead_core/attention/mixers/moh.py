@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from manyhead_core.attention.maps import MapRequest
 from manyhead_core.attention.masks import Mask, Shape
-from manyhead_core.attention.mixer import MixerOutput
 from manyhead_core.attention.mixers.softmax import Attention
 from manyhead_core.errors import ConfigError
 
@@ -46,8 +44,8 @@ class MixtureOfHeads(Attention):
         y = W_o concat(a_1 g_s head_s, a_2 g_r head_r)
 
     In training `aux["balance"]` is the load-balance loss of equation 9, `R sum_r f_r P_r`, over
-    the tokens that are no padding. It carries no weight yet; the paper adds 0.01 of its mean over
-    the layers.
+    the tokens that are no padding. The paper adds 0.01 of its mean over the layers, as
+    `weighted_aux` does.
 
     Args:
         dim: Model width.
@@ -70,6 +68,7 @@ class MixtureOfHeads(Attention):
     """
 
     name = "moh"
+    aux_weights: ClassVar[Mapping[str, float]] = {"balance": 0.01}
 
     def __init__(
         self,
@@ -125,30 +124,26 @@ class MixtureOfHeads(Attention):
         if self.shared_heads > 1:
             self.wg_1 = _router(dim, self.shared_heads)
 
-    def mix(
+    def between(
         self,
+        heads: Tensor,
         x: Tensor,
         context: Tensor | None,
         *,
+        query: Tensor,
         mask: Mask | None,
-        grid: tuple[int, int] | None,  # noqa: ARG002
-        memory: Any,  # noqa: ARG002
-        maps: MapRequest | None,
-        head_gate: Tensor | None = None,
-    ) -> MixerOutput:
-        """`head_gate`, `(heads,)` or `(batch, heads)`, multiplies the outputs of the heads."""
-        query, key, value = self.project(x, x if context is None else context)
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Head outputs times the gates of their tokens, and in training the load-balance loss."""
         routing = self.route(x, query)
-        allowed = None if mask is None else mask.dense(Shape.of(query, key))
-        found = self.attend(query, key, value, mask=allowed, maps=maps)
-        out = found.out * routing.gates.transpose(1, 2)[..., None].to(found.out.dtype)
-        if head_gate is not None:
-            out = out * head_gate[..., None, None]
-        y = self.proj(out.transpose(1, 2).flatten(2))
-        aux = {}
-        if self.training and self.routed_heads:
-            aux["balance"] = load_balance(routing, real_tokens(allowed, context is None))
-        return MixerOutput(self.dropout(y), aux, found.maps)
+        out = heads * routing.gates.transpose(1, 2)[..., None].to(heads.dtype)
+        if not self.training or not self.routed_heads:
+            return out, {}
+        allowed = None
+        if mask is not None:
+            keys = x.shape[1] if context is None else context.shape[1]
+            batch, count, tokens, _ = query.shape
+            allowed = mask.dense(Shape(batch, count, tokens, keys, query.device))
+        return out, {"balance": load_balance(routing, real_tokens(allowed, context is None))}
 
     def route(self, x: Tensor, query: Tensor) -> Routing:
         """Gates of each token, in float32 at least.

@@ -40,6 +40,7 @@ class NeighborhoodAttention(BlockAttention):
         patterns=frozenset({"NS"}),
         layouts=frozenset({"2d"}),
         mask="keys",
+        heads=True,
     )
 
     def __init__(
@@ -82,6 +83,7 @@ class NeighborhoodAttention(BlockAttention):
         grid: tuple[int, int] | None,
         memory: Any,  # noqa: ARG002
         maps: MapRequest | None,  # noqa: ARG002
+        head_gate: Tensor | None = None,
     ) -> MixerOutput:
         """Blocks of queries share the union of their windows; a mask leaves each its own."""
         grid = known_grid(grid)
@@ -103,7 +105,8 @@ class NeighborhoodAttention(BlockAttention):
         if isinstance(mask, KeyPadding):
             valid = mask.keys(x.shape[1]).unflatten(1, grid)
             allowed = allowed & valid[:, rows, columns].flatten(3)[:, :, :, None]
-        out = self.attend_blocks(blocks, windows, (down.steps, across.steps), allowed)
+        steps = (down.steps, across.steps)
+        out = self.attend_blocks(blocks, windows, steps, allowed, head_gate)
         y = out.transpose(2, 3).flatten(3, 4).flatten(1, 2)[:, :height, :width]
         return MixerOutput(y.flatten(1, 2), {})
 

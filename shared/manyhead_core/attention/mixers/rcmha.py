@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from manyhead_core.attention.attend import Attend
+from manyhead_core.attention.layer import Attend
 from manyhead_core.attention.maps import MapRequest
 from manyhead_core.attention.masks import Mask, Shape
 from manyhead_core.attention.mixer import Capabilities, MixerOutput, TokenMixer
@@ -99,6 +99,7 @@ class RelativeConvAttention(TokenMixer):
         layouts=frozenset({"1d"}),
         mask="any",
         maps=True,
+        heads=True,
         stateful=True,
     )
 
@@ -152,6 +153,7 @@ class RelativeConvAttention(TokenMixer):
         grid: tuple[int, int] | None,  # noqa: ARG002
         memory: Tensor | None,
         maps: MapRequest | None,
+        head_gate: Tensor | None = None,
     ) -> MixerOutput:
         """`memory` is the state of the segment before, `(batch, remembered, dim)`."""
         source = x if memory is None else torch.cat([memory.to(x.dtype), x], 1)
@@ -166,7 +168,7 @@ class RelativeConvAttention(TokenMixer):
         seen = None if allowed is None else allowed.any(2).any(1).expand(-1, keys)
         query = _convolved(self.query, x, None if seen is None else seen[:, keys - tokens :])
         key, value = (_convolved(branch, source, seen) for branch in (self.key, self.value))
-        out, weights = self._attend(query, key, value, allowed, maps)
+        out, weights = self._attend(query, key, value, allowed, maps, head_gate)
         y = self.output(out.transpose(1, 2).flatten(2))
         state = source[:, -self.memory_length :].detach() if self.memory_length else None
         return MixerOutput(y, {}, weights, state)
@@ -178,6 +180,7 @@ class RelativeConvAttention(TokenMixer):
         value: Tensor,
         allowed: Tensor | None,
         maps: MapRequest | None,
+        head_gate: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
         tokens, keys = query.shape[2], key.shape[2]
         whole = maps is not None or torch.compiler.is_compiling()
@@ -195,6 +198,7 @@ class RelativeConvAttention(TokenMixer):
                 mask=picked,
                 bias=self.relative_scores(part, keys - tokens + start, keys),
                 maps=maps,
+                head_gate=head_gate,
             )
             outs.append(found.out)
             weights = found.maps

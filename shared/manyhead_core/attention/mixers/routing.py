@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
-from manyhead_core.attention.attend import Attend
+from manyhead_core.attention.layer import Attend, HeadOutputs
 from manyhead_core.attention.maps import MapRequest
 from manyhead_core.attention.masks import KeyPadding, Mask, Shape
-from manyhead_core.attention.mixer import Capabilities, MixerOutput, TokenMixer
+from manyhead_core.attention.mixer import Capabilities, MixerOutput, TokenMixer, after_step
 from manyhead_core.errors import ConfigError
 
 # Added to a token's own score in the shared form: it sees itself only if there is nothing else.
@@ -128,8 +128,9 @@ class RoutingAttention(TokenMixer):
     (arXiv 2003.05997), section 4.1. A token's output is the mean over the clusters that took it.
     Call `update_means` after each optimiser step. The first forward starts the means.
 
-    With `causal` a token sees earlier ones only, but which tokens share a cluster depends on the
-    whole sequence: this leaks, so causal masks are refused and the pattern is not declared.
+    Causality leaks, with a causal mask and with `causal`: inside a cluster a token sees earlier
+    ones only, but a cluster takes its tokens from the whole sequence, so membership looks ahead.
+    Such a layer is no language model that can be trusted with its own future.
 
     Args:
         dim: Model width.
@@ -153,6 +154,8 @@ class RoutingAttention(TokenMixer):
         layouts=frozenset({"1d", "set"}),
         mask="any",
         export=False,
+        heads=True,
+        leaky=frozenset({"CS"}),
     )
 
     def __init__(
@@ -184,7 +187,9 @@ class RoutingAttention(TokenMixer):
         self.mem_value = nn.Parameter(torch.randn(num_heads, num_clusters, slots, width))
         self.qkv = nn.Linear(dim, (2 if shared_qk else 3) * num_heads * width, bias=qkv_bias)
         self.proj = nn.Linear(num_heads * width, dim)
-        self.attend = Attend(attention_dropout)
+        # Its calls have a head for each cluster.
+        self.attend = Attend(attention_dropout, site=False)
+        self.heads = HeadOutputs()
         for layer in (self.qkv, self.proj):
             nn.init.trunc_normal_(layer.weight, std=0.02, a=-0.04, b=0.04)
             if layer.bias is not None:
@@ -199,13 +204,19 @@ class RoutingAttention(TokenMixer):
         grid: tuple[int, int] | None,  # noqa: ARG002
         memory: Any,  # noqa: ARG002
         maps: MapRequest | None,  # noqa: ARG002
+        head_gate: Tensor | None = None,
     ) -> MixerOutput:
         """Project, route, project."""
         parts = self.qkv(x).unflatten(-1, (-1, self.num_heads, self.kmeans.means.shape[-1]))
         parts = parts.permute(2, 0, 3, 1, 4).unbind(0)
         routed = self.route(parts[0], parts[-2], parts[-1], mask=mask)
-        y = self.proj(routed.out.transpose(1, 2).flatten(2))
+        out = self.heads(routed.out, head_gate=head_gate)
+        y = self.proj(out.transpose(1, 2).flatten(2))
         return MixerOutput(y, {"commitment": self.commitment * routed.loss})
+
+    def after_step(self) -> None:
+        """Move the means."""
+        self.kmeans.update()
 
     def route(
         self, query: Tensor, key: Tensor, value: Tensor, *, mask: Mask | None = None
@@ -292,10 +303,11 @@ class RoutingAttention(TokenMixer):
 
 
 def update_means(model: nn.Module) -> None:
-    """Move the cluster means of all routing layers; to be called once after an optimiser step."""
-    for module in model.modules():
-        if isinstance(module, KMeans):
-            module.update()
+    """Move the cluster means of all routing layers, once after each optimiser step.
+
+    It lets all other mixers do what they do after a step as well.
+    """
+    after_step(model)
 
 
 def _visible(mask: Mask | None, query: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:

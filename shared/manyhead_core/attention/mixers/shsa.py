@@ -7,7 +7,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from manyhead_core.attention.attend import Attend
+from manyhead_core.attention.layer import Attend
 from manyhead_core.attention.maps import MapRequest
 from manyhead_core.attention.masks import Mask
 from manyhead_core.attention.mixer import Capabilities, MixerOutput, TokenMixer
@@ -72,6 +72,7 @@ class SingleHeadAttention(TokenMixer):
         patterns=frozenset({"NS"}),
         layouts=frozenset({"2d"}),
         maps=True,
+        heads=True,
     )
 
     def __init__(
@@ -102,6 +103,7 @@ class SingleHeadAttention(TokenMixer):
         grid: tuple[int, int] | None,
         memory: Any,  # noqa: ARG002
         maps: MapRequest | None,
+        head_gate: Tensor | None = None,
     ) -> MixerOutput:
         """Channel-first inside."""
         assert grid is not None  # noqa: S101 - forward has checked it
@@ -110,7 +112,7 @@ class SingleHeadAttention(TokenMixer):
         # The backward pass of torch's group norm crashes on strided inputs without a gradient.
         parts = self.qkv(self.pre_norm(part.contiguous())).split(self.widths, 1)
         query, key, value = (part.flatten(2).transpose(1, 2)[:, None] for part in parts)
-        found = self.attend(query, key, value, maps=maps)
+        found = self.attend(query, key, value, maps=maps, head_gate=head_gate)
         attended = found.out[:, 0].transpose(1, 2).unflatten(2, grid)
         y = self.proj(torch.cat((attended, rest), 1))
         return MixerOutput(y.flatten(2).transpose(1, 2), {}, found.maps)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from manyhead_core.attention.attend import Attend
+from manyhead_core.attention.layer import Attend
 from manyhead_core.attention.maps import MapRequest
 from manyhead_core.attention.masks import Mask
 from manyhead_core.attention.mixer import Capabilities, MixerOutput, TokenMixer
@@ -128,6 +128,7 @@ class Sparsifiner(TokenMixer):
         patterns=frozenset({"NS"}),
         layouts=frozenset({"1d"}),
         maps=True,
+        heads=True,
         fixed_size=True,
     )
 
@@ -181,11 +182,12 @@ class Sparsifiner(TokenMixer):
         grid: tuple[int, int] | None,  # noqa: ARG002
         memory: Any,  # noqa: ARG002
         maps: MapRequest | None,
+        head_gate: Tensor | None = None,
     ) -> MixerOutput:
         """Sparse attention, or full attention with the predictor's loss."""
         query, key, value = self.project(x)
         allowed = self.mask_predictor.sparse(query, key)[1] if self.sparse else None
-        found = self.attend(query, key, value, mask=allowed, maps=maps)
+        found = self.attend(query, key, value, mask=allowed, maps=maps, head_gate=head_gate)
         aux = {}
         if self.training and not self.sparse:
             own = self.attend(query, key, value, maps=MapRequest()).maps

@@ -200,10 +200,13 @@ def kernel_causal(mask: Tensor | Mask | None, shape: Shape) -> bool:
 def one_format(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The three in one number format, which the kernels need: the widest of them."""
     kind = query.dtype
-    if kind != key.dtype or kind != value.dtype:
+    same = kind == key.dtype == value.dtype
+    if not same:
         kind = torch.promote_types(torch.promote_types(kind, key.dtype), value.dtype)
     if slow_format(kind, query.device.type):
         kind = torch.float32
+    elif same:
+        return query, key, value
     return query.to(kind), key.to(kind), value.to(kind)
 
 

@@ -16,16 +16,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from manyhead_core.attention import MapRequest, attend, explain_backend, kernels, scores
-from manyhead_core.attention.backend import (
+from manyhead_core.attention.backend import choose, describe, mask_kind, named
+from manyhead_core.attention.backend_rules import (
     BACKEND_RULES,
     CUDA_BATCH_LIMIT,
     EAGER_TRAINING_KEYS,
     LIMITS,
     Call,
-    choose,
-    describe,
-    mask_kind,
-    named,
 )
 from manyhead_core.attention.biases import Alibi, KeyBias
 from manyhead_core.attention.masks import (

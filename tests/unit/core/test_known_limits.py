@@ -17,7 +17,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import flex_attention
 
 from manyhead_core.attention import Attend, attend, explain_backend, kernels
-from manyhead_core.attention.backend import Call, choose
+from manyhead_core.attention.backend import choose
+from manyhead_core.attention.backend_rules import Call
 from manyhead_core.attention.masks import Causal, Dense, KeyPadding
 from manyhead_core.errors import ConfigError
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from manyhead_core.errors import DataError
 from manyhead_core.evaluate.calibration import (
     NUM_BINS,
     bin_index,
@@ -19,15 +17,17 @@ from manyhead_core.evaluate.calibration import (
     reliability,
     row_losses,
 )
-from manyhead_core.evaluate.intervals import (
-    MIN_GROUPS,
-    Estimate,
-    bootstrap,
-    delong,
-    delong_interval,
-    percentiles,
+from manyhead_core.evaluate.evaluation import (
+    Evaluation,
+    Limits,
+    defined,
+    estimates,
+    resampled,
+    too_few,
 )
+from manyhead_core.evaluate.intervals import delong, delong_interval
 from manyhead_core.evaluate.ranking import Ranking, group_areas, roc_auc
+from manyhead_core.evaluate.rows import Rows, check, group_codes, kept_rows, numbers, row_notes
 from manyhead_core.evaluate.segments import binary_segments, one_segment
 
 __all__ = [
@@ -47,61 +47,11 @@ ROW_DRAWS = 200_000_000
 FEW_DRAWS = 200
 
 
-@dataclass(frozen=True)
-class BinaryRows:
+class BinaryRows(Rows):
     """The rows of a predictions table that can be scored.
 
-    Args:
-        frame: Rows with status ok.
-        labels: 0.0 or 1.0, `(rows,)`.
-        scores: Probabilities in float64, `(rows,)`.
-        groups: Code of the group, `(rows,)`; None when no row has one. A row without a group is a
-            group of its own.
-        num_groups: Groups that have a name.
-        named: True where the row has a group, `(rows,)`.
-        num_excluded: Rows with another status.
+    Labels are 0.0 or 1.0, scores are probabilities of 1; `(rows,)` each.
     """
-
-    frame: pd.DataFrame
-    labels: Array
-    scores: Array
-    groups: Array | None
-    num_groups: int
-    named: Array
-    num_excluded: int
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Metrics with intervals, and what a report needs beside them.
-
-    Args:
-        num_samples: Rows that were scored.
-        num_groups: Users, patients; 0 when unknown.
-        num_excluded: Rows whose status is not ok.
-        metrics: By name.
-        interval: How the intervals were made.
-        calibration: Reliability bins.
-        baseline: Metrics of the constant predictor.
-        segments: Metrics by value, by segment.
-        groups: Metrics of each group when there are too few for an interval.
-        notes: What a reader should know about these numbers.
-    """
-
-    num_samples: int
-    num_groups: int
-    num_excluded: int
-    metrics: dict[str, Estimate]
-    interval: dict[str, Any]
-    calibration: dict[str, Any]
-    baseline: dict[str, Any]
-    segments: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    groups: list[dict[str, Any]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values, as metrics.json has them."""
-        return asdict(self)
 
 
 class BinaryStatistics:
@@ -175,24 +125,18 @@ def evaluate_binary(frame: pd.DataFrame, *, draws: int = 2000, seed: int = 0) ->
     statistics = BinaryStatistics(rows)
     values = statistics(np.ones((1, len(rows.labels))))[0]
     bins = reliability(rows.labels, rows.scores)
-    few = 0 < rows.num_groups < MIN_GROUPS
-    limits, interval = (
-        ({}, _no_interval(rows)) if few else _intervals(rows, statistics, draws, seed)
-    )
-    metrics = {
-        name: Estimate(_defined(value), *limits.get(name, (None, None)))
-        for name, value in zip(statistics.names, values, strict=True)
-    }
+    limits, interval = _intervals(rows, statistics, draws, seed)
+    found = {name: defined(value) for name, value in zip(statistics.names, values, strict=True)}
     return Evaluation(
         num_samples=len(rows.labels),
         num_groups=rows.num_groups,
         num_excluded=rows.num_excluded,
-        metrics=metrics,
+        metrics=estimates(found, limits),
         interval=interval,
         calibration=calibration_json(bins),
         baseline=_baseline(rows),
         segments=binary_segments(rows.frame, rows.labels, rows.scores, rows.groups),
-        groups=_each_group(rows) if few else [],
+        groups=_each_group(rows) if too_few(rows) else [],
         notes=_notes(rows),
     )
 
@@ -203,18 +147,20 @@ def binary_rows(frame: pd.DataFrame) -> BinaryRows:
     Raises:
         DataError: A column is missing, no row is left, or a label or score cannot be used.
     """
-    for name in ("label", "score"):
-        if name not in frame:
-            raise DataError(f"predictions: column {name} is missing")
-    status = frame["status"].astype(str) if "status" in frame else pd.Series("ok", frame.index)
-    kept = frame[(status == "ok").to_numpy()].reset_index(drop=True)
-    if kept.empty:
-        raise DataError(f"predictions: none of the {len(frame)} rows has the status ok")
-    labels, scores = _numbers(kept, "label"), _numbers(kept, "score")
-    _check(kept, "label", np.isin(labels, (0.0, 1.0)), "neither 0 nor 1")
-    _check(kept, "score", (scores >= 0) & (scores <= 1), "no probability in [0, 1]")
-    groups, number, named = _group_codes(kept)
-    return BinaryRows(kept, labels, scores, groups, number, named, len(frame) - len(kept))
+    kept = kept_rows(frame, ("label", "score"))
+    labels, scores = numbers(kept, "label"), numbers(kept, "score")
+    check(kept, "label", np.isin(labels, (0.0, 1.0)), "neither 0 nor 1")
+    check(kept, "score", (scores >= 0) & (scores <= 1), "no probability in [0, 1]")
+    groups, number, named = group_codes(kept)
+    return BinaryRows(
+        frame=kept,
+        labels=labels,
+        scores=scores,
+        groups=groups,
+        num_groups=number,
+        named=named,
+        num_excluded=len(frame) - len(kept),
+    )
 
 
 def affordable(draws: int, rows: int) -> int:
@@ -231,55 +177,20 @@ def entropy(rate: Array) -> Array:
 
 def _intervals(
     rows: BinaryRows, statistics: BinaryStatistics, draws: int, seed: int
-) -> tuple[dict[str, tuple[float | None, float | None]], dict[str, Any]]:
+) -> tuple[dict[str, Limits], dict[str, Any]]:
     number = len(rows.labels)
-    used = affordable(draws, number)
-    unit = "row" if rows.groups is None else "group"
-    units = np.arange(number) if rows.groups is None else rows.groups
-    values = bootstrap(statistics, units, used, seed)
-    limits = {name: percentiles(values[:, k]) for k, name in enumerate(statistics.names)}
-    interval: dict[str, Any] = {"level": 0.95, "unit": unit, "method": "percentile bootstrap"}
-    interval |= {"draws": used, "seed": seed, "auroc": "percentile bootstrap"}
-    interval["undefined_draws"] = int((~np.isfinite(values[:, 0])).sum())
-    if (unit == "row" or number > MANY_ROWS) and 0 < rows.labels.sum() < number:
+    limits, interval = resampled(rows, statistics, affordable(draws, number), seed)
+    interval["auroc"] = interval["method"]
+    separable = 0 < rows.labels.sum() < number
+    if limits and separable and (rows.groups is None or number > MANY_ROWS):
         limits["auroc"] = delong_interval(delong(rows.labels, rows.scores, rows.groups))
-        interval["auroc"] = "DeLong, logit scale" + (", by group" if unit == "group" else "")
+        interval["auroc"] = delong_name(rows)
     return limits, interval
 
 
-def _no_interval(rows: BinaryRows) -> dict[str, Any]:
-    reason = f"none: {rows.num_groups} groups are too few, see the groups"
-    return {"level": 0.95, "unit": "group", "method": reason, "auroc": reason, "draws": 0}
-
-
-def _numbers(frame: pd.DataFrame, name: str) -> Array:
-    values = pd.to_numeric(frame[name], errors="coerce").to_numpy(dtype=np.float64)
-    _check(frame, name, ~np.isnan(values), "missing or not a number")
-    return values
-
-
-def _check(frame: pd.DataFrame, name: str, good: Array, what: str) -> None:
-    if good.all():
-        return
-    first = int(np.flatnonzero(~good)[0])
-    where = frame["id"].iloc[first] if "id" in frame else first
-    raise DataError(
-        f"predictions: {name} is {what} in {int((~good).sum())} of {len(frame)} rows with the "
-        f"status ok, first in id {where}"
-    )
-
-
-def _group_codes(frame: pd.DataFrame) -> tuple[Array | None, int, Array]:
-    if "group" not in frame:
-        return None, 0, np.zeros(len(frame), bool)
-    groups = frame["group"].fillna("").astype(str)
-    named = (groups != "").to_numpy()
-    codes, names = pd.factorize(groups.where(named, None))
-    if not len(names):
-        return None, 0, named
-    codes = np.asarray(codes, dtype=np.int64)
-    codes[~named] = len(names) + np.arange(int((~named).sum()))
-    return codes, len(names), named
+def delong_name(rows: Rows) -> str:
+    """How DeLong's interval of these rows is called."""
+    return "DeLong, logit scale" + (", by group" if rows.groups is not None else "")
 
 
 def _groups(rows: BinaryRows) -> tuple[Array, Array, Array]:
@@ -313,16 +224,10 @@ def _baseline(rows: BinaryRows) -> dict[str, Any]:
 
 
 def _notes(rows: BinaryRows) -> list[str]:
-    notes = []
-    if rows.num_excluded:
-        notes.append(f"{rows.num_excluded} rows without the status ok were left out")
+    notes = row_notes(rows)
     if rows.labels.min() == rows.labels.max():
         notes.append("all labels are of one class: ranking metrics are undefined")
     unnamed = int((~rows.named).sum())
     if rows.num_groups and unnamed:
         notes.append(f"{unnamed} rows without a group count as one group each, and not for gauc")
     return notes
-
-
-def _defined(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None

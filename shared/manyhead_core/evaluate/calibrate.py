@@ -9,21 +9,27 @@ from typing import Any
 from manyhead_core.app import App
 from manyhead_core.cli import console
 from manyhead_core.errors import DataError, UserError
-from manyhead_core.evaluate.binary import BinaryRows, binary_rows
 from manyhead_core.evaluate.calibration import (
+    LIMITS,
     Temperature,
     calibration_error,
+    class_losses,
     fit_temperature,
-    log_loss,
     reliability,
+    row_losses,
+    to_log,
     to_logit,
+    top_reliability,
 )
 from manyhead_core.evaluate.files import read_json, replace_json
+from manyhead_core.evaluate.kinds import kind_of
 from manyhead_core.evaluate.predictions import Results, read_results
+from manyhead_core.evaluate.rows import Rows
 
 FORMAT = 1
 KIND = "temperature"
 NAME = "calibration.json"
+PROBABILITIES = ("binary", "classes")
 
 
 def calibrate(app: App, run: Path, /, out: Path | None = None, bias: bool = False) -> None:
@@ -36,12 +42,18 @@ def calibrate(app: App, run: Path, /, out: Path | None = None, bias: bool = Fals
         bias: Also fit a bias, which moves the mean prediction.
     """
     validation = _validation(app, run)
-    fitted_on = binary_rows(validation.frame)
-    fitted = fit_temperature(to_logit(fitted_on.scores), fitted_on.labels, bias=bias)
+    kind = kind_of(validation)
+    if kind.name not in PROBABILITIES:
+        raise DataError(f"{run}: holds {kind.name} results; only probabilities can be calibrated")
+    if bias and kind.name == "classes":
+        raise UserError("--bias: is for a single probability; several classes take a temperature")
+    fitted_on = kind.rows(validation.frame)
+    logits = to_log if kind.name == "classes" else to_logit
+    fitted = fit_temperature(logits(fitted_on.scores), fitted_on.labels, bias=bias)
     parts = {"validation": fitted_on}
     test = _test(run, validation)
     if test is not None:
-        parts["test"] = binary_rows(test.frame)
+        parts["test"] = kind.rows(test.frame)
     effects = {name: _effect(rows, fitted) for name, rows in parts.items()}
     path = _target(run, out)
     content = {"format": FORMAT, "kind": KIND, "app": app.name, **asdict(fitted)}
@@ -70,10 +82,7 @@ def _validation(app: App, run: Path) -> Results:
         raise DataError(
             f"{run}: holds no validation predictions; run manyhead {app.name} validate --run {run}"
         )
-    results = read_results(folder)
-    if "score" not in results.frame:
-        raise DataError(f"{folder}: has no column score; only probabilities can be calibrated")
-    return results
+    return read_results(folder)
 
 
 def _test(run: Path, validation: Results) -> Results | None:
@@ -89,14 +98,18 @@ def _test(run: Path, validation: Results) -> Results | None:
     return test
 
 
-def _effect(rows: BinaryRows, fitted: Temperature) -> dict[str, Any]:
+def _effect(rows: Rows, fitted: Temperature) -> dict[str, Any]:
     after = fitted.apply(rows.scores)
     return {"before": _quality(rows, rows.scores), "after": _quality(rows, after)}
 
 
-def _quality(rows: BinaryRows, scores: Any) -> dict[str, float]:
-    error = calibration_error(reliability(rows.labels, scores))
-    return {"logloss": log_loss(rows.labels, scores), "expected_calibration_error": error}
+def _quality(rows: Rows, scores: Any) -> dict[str, float]:
+    if scores.ndim == 2:
+        bins, losses = top_reliability(rows.labels, scores), class_losses(rows.labels, scores)
+    else:
+        bins, losses = reliability(rows.labels, scores), row_losses(rows.labels, scores)
+    error = calibration_error(bins)
+    return {"logloss": float(losses.mean()), "expected_calibration_error": error}
 
 
 def _target(run: Path, out: Path | None) -> Path:
@@ -114,6 +127,11 @@ def _show(app: App, fitted: Temperature, effects: dict[str, Any], path: Path) ->
     ]
     bias = f", bias {fitted.bias:.4f}" if fitted.bias else ""
     title = f"{app.title}: temperature {fitted.temperature:.4f}{bias}, fitted on validation"
+    if not LIMITS[0] * 1.01 < fitted.temperature < LIMITS[1] / 1.01:
+        console.say(
+            "the temperature is at its limit: the validation samples are too few, or too easy, or "
+            "the scores say nothing about the label"
+        )
     console.table(title, ("split", "metric", "before", "after"), rows)
     if "test" not in effects:
         console.say(f"no test predictions yet; run manyhead {app.name} test --run {path.parent}")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
-from scipy.special import expit, log_softmax, logit
+from scipy.special import expit, log_softmax, logit, softmax
 
 from manyhead_core.errors import DataError
 
@@ -40,7 +40,7 @@ class Bin:
 
 @dataclass(frozen=True)
 class Temperature:
-    """`sigmoid(logit / temperature + bias)`.
+    """`sigmoid(logit / temperature + bias)`, or `softmax(logits / temperature)`.
 
     Args:
         temperature: Above 1 makes probabilities less extreme.
@@ -51,7 +51,14 @@ class Temperature:
     bias: float = 0.0
 
     def apply(self, probabilities: Array) -> Array:
-        """Calibrated probabilities of class 1, same shape."""
+        """Calibrated probabilities, same shape.
+
+        Args:
+            probabilities: Of class 1, `(rows,)`, or of all classes, `(rows, classes)`.
+        """
+        if probabilities.ndim == 2:
+            among: Array = softmax(to_log(probabilities) / self.temperature, axis=1)
+            return among
         calibrated: Array = expit(to_logit(probabilities) / self.temperature + self.bias)
         return calibrated
 
@@ -133,6 +140,34 @@ def to_logit(probabilities: Array) -> Array:
     edge = 1e-15
     logits: Array = logit(np.clip(probabilities, edge, 1 - edge))
     return logits
+
+
+def to_log(probabilities: Array) -> Array:
+    """Logits of the probabilities of several classes, kept finite at 0."""
+    logits: Array = np.log(np.clip(probabilities, 1e-15, 1))
+    return logits
+
+
+def class_losses(labels: Array, probabilities: Array) -> Array:
+    """Natural log loss of each row, probabilities clipped to at least 1e-6.
+
+    Args:
+        labels: Class numbers, `(rows,)`.
+        probabilities: Of all classes, `(rows, classes)`.
+    """
+    own = probabilities[np.arange(len(labels)), labels.astype(np.int64)]
+    losses: Array = -np.log(np.clip(own, CLIP, 1))
+    return losses
+
+
+def top_reliability(labels: Array, probabilities: Array) -> list[Bin]:
+    """Bins of the largest probability; observed is the share of rows where it is right.
+
+    Args:
+        labels: Class numbers, `(rows,)`.
+        probabilities: Of all classes, `(rows, classes)`.
+    """
+    return reliability(probabilities.argmax(axis=1) == labels, probabilities.max(axis=1))
 
 
 def _loss(parameters: Array, logits: Array, labels: Array) -> float:

@@ -12,7 +12,8 @@ import pandas as pd
 from manyhead_core.app import App
 from manyhead_core.cli import console
 from manyhead_core.errors import DataError, UserError
-from manyhead_core.evaluate.binary import BinaryRows, BinaryStatistics, affordable, binary_rows
+from manyhead_core.evaluate.binary import affordable
+from manyhead_core.evaluate.evaluation import Statistics, too_few
 from manyhead_core.evaluate.files import replace, replace_json
 from manyhead_core.evaluate.intervals import (
     MIN_GROUPS,
@@ -21,10 +22,11 @@ from manyhead_core.evaluate.intervals import (
     delong_paired,
     percentiles,
 )
+from manyhead_core.evaluate.kinds import Kind, kind_of
 from manyhead_core.evaluate.predictions import Results, read_results
+from manyhead_core.evaluate.rows import Rows
 
 EXAMPLES = 3
-SHOWN = "auroc,average_precision,logloss,brier,expected_calibration_error"
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def compare(
     runs: Sequence[Path],
     /,
     out: Path | None = None,
-    metrics: str = SHOWN,
+    metrics: str = "",
     draws: int = 2000,
     seed: int = 0,
 ) -> None:
@@ -65,7 +67,8 @@ def compare(
         apps: The apps of the suite.
         runs: Run folders.
         out: File for the table, .csv or .json.
-        metrics: Names of metrics, separated by commas.
+        metrics: Names of metrics, separated by commas; empty takes those usual for the kind of
+            predictions. A metric of one class is called `auroc:CLASS`.
         draws: Bootstrap resamples, the same for both runs of a pair.
         seed: Seed of the resamples.
     """
@@ -80,6 +83,7 @@ def compare(
     table = compare_results(results, draws=draws, seed=seed)
     known = list(dict.fromkeys(row.metric for row in table))
     wanted = [name.strip() for name in metrics.split(",") if name.strip()]
+    wanted = wanted or [name for name in kind_of(results[0]).shown if name in known]
     unknown = [name for name in wanted if name not in known]
     if unknown:
         raise UserError(f"--metrics: unknown metric {unknown[0]!r}; known: {', '.join(known)}")
@@ -106,11 +110,14 @@ def compare_results(
         seed: Seed of the resamples.
 
     Raises:
-        DataError: The runs were tested on different samples, labels or groups.
+        DataError: The runs were tested on different samples, labels or groups, or predict
+            different things.
     """
+    kind = _kind(results)
     frames = aligned(results)
-    rows = [binary_rows(frame) for frame in frames]
-    statistics = [BinaryStatistics(entry) for entry in rows]
+    rows = [kind.rows(frame) for frame in frames]
+    statistics = [kind.statistics(entry) for entry in rows]
+    _same_metrics(results, statistics)
     ones = np.ones((1, len(rows[0].labels)))
     values = [statistic(ones)[0] for statistic in statistics]
     found = []
@@ -120,17 +127,37 @@ def compare_results(
     size = len(statistics[0].names)
     for k in range(1, len(results)):
         draw = None
-        if not 0 < rows[0].num_groups < MIN_GROUPS:
+        if not too_few(rows[0]):
             draw = _draws(rows[0], statistics[0], statistics[k], draws, seed)
         for number in range(size):
             change = values[k][number] - values[0][number]
             limits = (None, None) if draw is None else percentiles(draw[:, number])
             row = found[k * size + number]
-            p = _p(rows[0], rows[k]) if row.metric == "auroc" and draw is not None else None
+            ranked = row.metric == "auroc" and draw is not None
+            p = _p(kind, rows[0], rows[k]) if ranked else None
             found[k * size + number] = Difference(
                 row.run, row.metric, row.value, _finite(change), *limits, p
             )
     return found
+
+
+def _kind(results: Sequence[Results]) -> Kind:
+    kinds = [kind_of(entry) for entry in results]
+    for entry, kind in zip(results, kinds, strict=True):
+        if kind.name != kinds[0].name:
+            raise DataError(
+                f"{entry.folder}: holds {kind.name} results, {results[0].folder} {kinds[0].name} "
+                "results; they have no metric in common"
+            )
+    return kinds[0]
+
+
+def _same_metrics(results: Sequence[Results], statistics: Sequence[Statistics]) -> None:
+    for entry, statistic in zip(results, statistics, strict=True):
+        if statistic.names != statistics[0].names:
+            raise DataError(
+                f"{entry.folder}: has other classes, or in another order, than {results[0].folder}"
+            )
 
 
 def aligned(results: Sequence[Results]) -> list[pd.DataFrame]:
@@ -149,7 +176,7 @@ def aligned(results: Sequence[Results]) -> list[pd.DataFrame]:
         console.say(f"compared on the {int(ok.sum())} of {len(ok)} samples that are ok in all runs")
     frames = [frame[ok].reset_index() for frame in frames]
     for entry, frame in zip(results[1:], frames[1:], strict=True):
-        for column in ("label", "group"):
+        for column in ("label", "group", "event"):
             _same_column(entry, frames[0], frame, column)
     return frames
 
@@ -188,18 +215,21 @@ def _same_column(entry: Results, first: pd.DataFrame, frame: pd.DataFrame, colum
         )
 
 
-def _draws(
-    rows: BinaryRows, first: BinaryStatistics, second: BinaryStatistics, draws: int, seed: int
-) -> Array:
-    units = np.arange(len(rows.labels)) if rows.groups is None else rows.groups
+def _draws(rows: Rows, first: Statistics, second: Statistics, draws: int, seed: int) -> Array:
     used = affordable(draws, len(rows.labels))
-    return bootstrap(lambda weights: second(weights) - first(weights), units, used, seed)
+    return bootstrap(lambda weights: second(weights) - first(weights), rows.units, used, seed)
 
 
-def _p(reference: BinaryRows, rows: BinaryRows) -> float | None:
+def _p(kind: Kind, reference: Rows, rows: Rows) -> float | None:
+    """DeLong's paired p of the area under the ROC curve; None for more than two classes."""
+    first, second = reference.scores, rows.scores
+    if kind.name == "classes":
+        if first.shape[1] > 2:
+            return None
+        first, second = first[:, 1], second[:, 1]
     if reference.labels.min() == reference.labels.max():
         return None
-    return delong_paired(reference.labels, reference.scores, rows.scores, reference.groups)[1]
+    return delong_paired(reference.labels, first, second, reference.groups)[1]
 
 
 def _show(table: Sequence[Difference], results: Sequence[Results]) -> None:

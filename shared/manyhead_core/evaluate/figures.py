@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from manyhead_core.evaluate.calibration import Bin
 from manyhead_core.evaluate.palette import GRID, INK, MUTED, SERIES, SURFACE
-from manyhead_core.evaluate.ranking import roc_curve
+from manyhead_core.evaluate.ranking import precision_curve, roc_curve
 
 Array = NDArray[Any]
 
@@ -51,7 +51,8 @@ def roc(curves: Mapping[str, tuple[ArrayLike, ArrayLike]]) -> Figure:
     for number, (name, (labels, scores)) in enumerate(curves.items()):
         alarms, hits = roc_curve(labels, scores)
         alarms, hits = _thin(alarms, hits)
-        panel.plot(alarms, hits, color=_colour(number), linewidth=1.8, label=name)
+        style: dict[str, Any] = {"color": _colour(number), "linestyle": _dashes(number)}
+        panel.plot(alarms, hits, linewidth=1.8, label=name, **style)
     if len(curves) > 1:
         _legend(panel, "lower right")
     _square(panel, "false positive rate", "true positive rate")
@@ -81,6 +82,92 @@ def reliability(curves: Mapping[str, Sequence[Bin]]) -> Figure:
     if len(curves) > 1:
         _legend(panel, "upper left")
     _square(panel, "predicted probability", "observed share")
+    return figure
+
+
+def precision_recall(curves: Mapping[str, tuple[ArrayLike, ArrayLike]]) -> Figure:
+    """Precision against recall; a dot at recall 1 marks the share of positives, which is chance.
+
+    Args:
+        curves: Labels (0 or 1) and scores by name.
+    """
+    figure, (panel,) = canvas(4.2, 4.0)
+    for number, (name, (labels, scores)) in enumerate(curves.items()):
+        recall, precision = _thin(*precision_curve(labels, scores))
+        colour, style = _colour(number), _dashes(number)
+        panel.plot(
+            recall, precision, color=colour, linestyle=style, linewidth=1.8, label=name,
+            drawstyle="steps-pre",
+        )  # fmt: skip
+        share = float(np.mean(np.asarray(labels) > 0.5))
+        panel.plot([1], [share], "o", color=colour, markersize=5, clip_on=False, zorder=3)
+    if len(curves) > 1:
+        _legend(panel, "lower left")
+    _square(panel, "recall", "precision")
+    return figure
+
+
+def confusion(matrix: ArrayLike, names: Sequence[str]) -> Figure:
+    """A confusion matrix: counts, coloured by the share of the true class.
+
+    Args:
+        matrix: Rows by true class (first index) and predicted class, `(classes, classes)`.
+        names: Of the classes.
+    """
+    counts = np.asarray(matrix, dtype=float)
+    size = len(names)
+    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    side = float(np.clip(1.5 + 0.55 * size, 2.8, 8.0))
+    figure, (panel,) = canvas(side + 0.9, side)
+    _cells(panel, share)
+    style: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": SMALL}
+    for (i, j), count in np.ndenumerate(counts):
+        colour = SURFACE if share[i, j] > 0.6 else INK
+        panel.text(j + 0.5, i + 0.5, f"{count:,.0f}", color=colour, **style)
+    _named_cells(panel, names, rotate=max(map(len, names)) * size > 36)
+    _labels(panel, "predicted class", "true class")
+    return figure
+
+
+def survival(curves: Sequence[Mapping[str, Any]]) -> Figure:
+    """Kaplan-Meier curves with their limits; a tick marks a time of which some are censored.
+
+    Args:
+        curves: With `name`, `n`, `events`, `time`, `survival`, `low`, `high` and `at_risk`.
+    """
+    figure, (panel,) = canvas(5.6, 3.8)
+    for number, curve in enumerate(curves):
+        time, share = np.asarray(curve["time"]), np.asarray(curve["survival"])
+        label = f"{curve['name']} ({curve['events']} events in {curve['n']:,})"
+        style: dict[str, Any] = {"color": _colour(number), "linestyle": _dashes(number)}
+        chosen = _step_ends(share)
+        panel.step(time[chosen], share[chosen], where="post", linewidth=1.8, label=label, **style)
+        low, high = (np.asarray(curve[name])[chosen] for name in ("low", "high"))
+        band: dict[str, Any] = {"step": "post", "alpha": 0.16, "linewidth": 0}
+        panel.fill_between(time[chosen], low, high, color=_colour(number), **band)
+        still = share[1:] == share[:-1]
+        panel.plot(time[1:][still], share[1:][still], "|", color=_colour(number), markersize=5)
+    panel.set_ylim(0, 1.02)
+    panel.set_xlim(left=0)
+    _labels(panel, "time", "share without an event")
+    _legend(panel, "best")
+    return figure
+
+
+def scatter(labels: ArrayLike, scores: ArrayLike) -> Figure:
+    """Predicted against true numbers; on the dashed diagonal both agree.
+
+    Args:
+        labels: `(rows,)`.
+        scores: `(rows,)`.
+    """
+    truth, predicted = np.asarray(labels, dtype=float), np.asarray(scores, dtype=float)
+    figure, (panel,) = canvas(4.4, 4.0)
+    ends = [min(truth.min(), predicted.min()), max(truth.max(), predicted.max())]
+    panel.plot(ends, ends, color=MUTED, linewidth=0.9, linestyle=(0, (4, 4)))
+    density = float(np.clip(60 / np.sqrt(len(truth)), 0.15, 0.8))
+    panel.scatter(truth, predicted, s=16, color=SERIES[0], alpha=density, linewidths=0)
+    _labels(panel, "true value", "predicted value")
     return figure
 
 
@@ -121,20 +208,11 @@ def heatmap(values: ArrayLike, names: Sequence[str], query: str = "", key: str =
     side = float(np.clip(1.6 + 0.32 * size, 3.2, 9.0))
     figure, (panel,) = canvas(side + 0.6, side)
     top = float(matrix.max()) or 1.0
-    cells = [Rectangle((j + 0.03, i + 0.03), 0.94, 0.94) for i in range(size) for j in range(size)]
-    shades = np.clip(matrix.ravel() / top, 0.02, 1.0)
-    # Transparency instead of a colour map: the cells then suit a light and a dark page alike.
-    panel.add_collection(PatchCollection(cells, facecolor=SERIES[0], alpha=shades, linewidths=0))
+    shades = _cells(panel, matrix / top)
     if size <= NUMBERS_UP_TO:
-        _numbers(panel, matrix, shades.reshape(matrix.shape))
-    panel.set(xlim=(0, size), ylim=(size, 0), aspect="equal")
+        _numbers(panel, matrix, shades)
     panel.set_title(f"strongest colour: {top:.3g}", fontsize=SMALL, color=MUTED, loc="right")
-    centres = np.arange(size) + 0.5
-    panel.set_xticks(centres, names, rotation=90)
-    panel.set_yticks(centres, names)
-    panel.tick_params(length=0)
-    panel.grid(visible=False)
-    panel.spines[["left", "bottom"]].set_visible(False)
+    _named_cells(panel, names)
     _labels(panel, key, query)
     return figure
 
@@ -254,6 +332,27 @@ def _legend(panel: Axes, place: str) -> None:
     panel.legend(**style)
 
 
+def _cells(panel: Axes, values: Array) -> Array:
+    """Draw a square of cells, 1 the strongest; gives their strength."""
+    size = len(values)
+    cells = [Rectangle((j + 0.03, i + 0.03), 0.94, 0.94) for i in range(size) for j in range(size)]
+    shades = np.clip(values, 0.02, 1.0)
+    # Transparency instead of a colour map: the cells then suit a light and a dark page alike.
+    collection = PatchCollection(cells, facecolor=SERIES[0], alpha=shades.ravel(), linewidths=0)
+    panel.add_collection(collection)
+    panel.set(xlim=(0, size), ylim=(size, 0), aspect="equal")
+    return shades
+
+
+def _named_cells(panel: Axes, names: Sequence[str], *, rotate: bool = True) -> None:
+    centres = np.arange(len(names)) + 0.5
+    panel.set_xticks(centres, names, rotation=90 if rotate else 0)
+    panel.set_yticks(centres, names)
+    panel.tick_params(length=0)
+    panel.grid(visible=False)
+    panel.spines[["left", "bottom"]].set_visible(False)
+
+
 def _numbers(panel: Axes, matrix: Array, shades: Array) -> None:
     style: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 7}
     for (i, j), value in np.ndenumerate(matrix):
@@ -263,6 +362,18 @@ def _numbers(panel: Axes, matrix: Array, shades: Array) -> None:
 
 def _colour(number: int) -> str:
     return SERIES[number % len(SERIES)]
+
+
+def _dashes(number: int) -> Any:
+    """Whole lines first; a second round through the colours is dashed."""
+    return "-" if number < len(SERIES) else (0, (5, 2))
+
+
+def _step_ends(values: Array) -> Array:
+    """Where a step function changes, and its last place: the rest lies on the line."""
+    return np.flatnonzero(
+        np.r_[True, values[1:] != values[:-1]] | (np.arange(len(values)) == len(values) - 1)
+    )
 
 
 def _thin(x: Array, y: Array) -> tuple[Array, Array]:

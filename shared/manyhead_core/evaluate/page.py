@@ -14,10 +14,13 @@ from manyhead_core.app import App
 from manyhead_core.cli import console
 from manyhead_core.errors import DataError
 from manyhead_core.evaluate import figures
-from manyhead_core.evaluate.binary import BinaryRows, binary_rows
+from manyhead_core.evaluate.binary import BinaryRows
 from manyhead_core.evaluate.calibrate import saved_temperature
 from manyhead_core.evaluate.calibration import calibration_error, reliability
 from manyhead_core.evaluate.html import Page
+from manyhead_core.evaluate.kinds import kind_of
+from manyhead_core.evaluate.page_classes import class_calibration, class_sections
+from manyhead_core.evaluate.page_numbers import number_sections, survival_sections
 from manyhead_core.evaluate.predictions import Results, read_results
 
 MEANING = {
@@ -29,6 +32,40 @@ MEANING = {
     "relative_information_gain": "share of the label's entropy that the model explains",
     "calibration": "mean prediction over mean label; 1 is right on average",
     "expected_calibration_error": "mean gap between predicted and observed in 15 bins",
+}
+MEANING |= {
+    "accuracy": "share of samples whose class is right; the same as micro F1",
+    "macro_f1": "mean over the classes present of the harmonic mean of precision and sensitivity",
+    "macro_f1_declared": "the same over all classes, an absent one counting 0",
+    "balanced_accuracy": "mean sensitivity over the classes present",
+    "kappa": "agreement beyond chance (Cohen); 0 is chance, 1 perfect",
+    "quadratic_kappa": "kappa in which far classes count more; for classes with an order only",
+    "classwise_calibration_error": "mean over classes of the calibration error of each",
+    "sensitivity_at_specificity_90": "share of positives found when 90 % of negatives are spared",
+    "sensitivity_at_specificity_95": "share of positives found when 95 % of negatives are spared",
+    "mae": "mean absolute error, in the unit of the label",
+    "rmse": "root of the mean squared error, in the unit of the label",
+    "r2": "share of the label's variance that the model explains; negative is worse than the mean",
+    "pearson": "linear correlation of prediction and label",
+    "spearman": "correlation of the ranks of prediction and label",
+    "bias": "mean of prediction less label; 0 is right on average",
+    "concordance": "chance that of two comparable samples the one with the higher risk has the "
+    "event first (Harrell's C); 0.5 is chance",
+}
+# What some names mean for several classes.
+OF_CLASSES = {
+    "auroc": "area under the ROC curve of a class against the rest, mean over classes",
+    "average_precision": "mean precision over the positives, mean over classes",
+    "brier": "squared error of the probabilities, summed over classes; smaller is better",
+    "expected_calibration_error": "mean gap between the largest probability and how often it is "
+    "right, in 15 bins",
+}
+BASELINES = {
+    "constant rate": "The constant rate predicts the share of positives of these very samples "
+    "for all.",
+    "class frequencies": "The class frequencies predict the shares of the classes of these very "
+    "samples for all.",
+    "constant mean": "The constant mean predicts the mean of these very samples for all.",
 }
 LIMITS = (
     "These numbers hold for samples drawn like this test set; they say nothing about other "
@@ -69,10 +106,7 @@ def build(app: App, results: Results) -> Page:
     if app.medical:
         page.note(RESEARCH_ONLY)
     _result(page, metrics)
-    if "score" in results.frame:
-        rows = binary_rows(results.frame)
-        _ranking(page, rows)
-        _calibration(page, rows, results)
+    _predictions(page, results)
     _segments(page, metrics)
     _groups(page, metrics)
     _training(page, results.folder)
@@ -80,6 +114,23 @@ def build(app: App, results: Results) -> Page:
     page.paragraph(LIMITS)
     _origin(page, app, results)
     return page
+
+
+def _predictions(page: Page, results: Results) -> None:
+    kind = kind_of(results)
+    if kind.name == "binary" and "score" not in results.frame:
+        return
+    rows = kind.rows(results.frame)
+    if kind.name == "binary":
+        _ranking(page, rows)
+        _calibration(page, rows, results)
+    elif kind.name == "classes":
+        class_sections(page, rows, results.metrics)
+        class_calibration(page, rows, saved_temperature(results))
+    elif kind.name == "regression":
+        number_sections(page, rows)
+    else:
+        survival_sections(page, results.metrics.get("details") or {})
 
 
 def _result(page: Page, metrics: Mapping[str, Any]) -> None:
@@ -99,14 +150,13 @@ def _result(page: Page, metrics: Mapping[str, Any]) -> None:
         row = [_name(name), *(_number(entry.get(key)) for key in ("value", "low", "high"))]
         rows.append(row + ([_number(baseline.get(name))] if baseline else []))
     page.table("Metrics on the test samples", header, rows)
-    if baseline:
-        page.paragraph(
-            "The constant rate predicts the share of positives of these very samples for all."
-        )
+    if baseline.get("name") in BASELINES:
+        page.paragraph(BASELINES[baseline["name"]])
     _intervals(page, metrics.get("interval") or {})
     for note in metrics.get("notes") or []:
         page.note(str(note))
-    meanings = [[_name(name), MEANING[name]] for name in entries if name in MEANING]
+    known = MEANING | (OF_CLASSES if len(metrics.get("classes") or []) > 2 else {})
+    meanings = [[_name(name), known[name]] for name in entries if name in known]
     if meanings:
         page.table("What the metrics mean", ["metric", "meaning"], meanings)
 
@@ -164,23 +214,27 @@ def _segments(page: Page, metrics: Mapping[str, Any]) -> None:
     if not segments:
         return
     page.section("Segments")
+    metric = "concordance" if metrics.get("kind") == "survival" else "auroc"
+    metric = "mae" if metrics.get("kind") == "regression" else metric
     for name, entries in segments.items():
         _segment_table(page, f"By {name}", name, entries)
-        shown = [entry for entry in entries if entry.get("auroc") is not None]
+        shown = [entry for entry in entries if entry.get(metric) is not None]
         if len(shown) > 1:
-            limits = [(entry["auroc_low"], entry["auroc_high"]) for entry in shown]
-            whole = (metrics["metrics"].get("auroc") or {}).get("value")
+            limits = [(entry.get(f"{metric}_low"), entry.get(f"{metric}_high")) for entry in shown]
+            whole = (metrics["metrics"].get(metric) or {}).get("value")
+            title = "Area under the ROC curve" if metric == "auroc" else _name(metric).capitalize()
             page.figure(
-                f"Area under the ROC curve by {name}; the dashed line is that of all samples.",
+                f"{title} by {name}; the dashed line is that of all samples.",
                 figures.intervals(
                     [entry["value"] for entry in shown],
-                    [entry["auroc"] for entry in shown],
+                    [entry[metric] for entry in shown],
                     limits,
-                    "auroc",
+                    metric,
                     whole,
                 ),
             )
-    page.paragraph("Intervals by segment are DeLong's; many segments make extremes by chance.")
+    made = "DeLong's" if metrics.get("kind", "binary") == "binary" else "made by resampling"
+    page.paragraph(f"Intervals by segment are {made}; many segments make extremes by chance.")
 
 
 def _groups(page: Page, metrics: Mapping[str, Any]) -> None:
@@ -192,14 +246,29 @@ def _groups(page: Page, metrics: Mapping[str, Any]) -> None:
 
 
 def _segment_table(page: Page, caption: str, name: str, entries: Any) -> None:
-    columns = ("auroc", "auroc_low", "auroc_high", "logloss", "calibration")
-    header = [name, "samples", "positives", "auroc", "95 % low", "95 % high", "logloss"]
+    counts = [key for key in ("n", "positives") if key in entries[0]]
+    columns = [key for key in _keys(entries) if key not in ("value", "groups", *counts)]
+    titles = {"n": "samples"}
+    header = [name, *(titles.get(key, key) for key in counts), *map(_column, columns)]
     rows = [
-        [entry["value"], f"{entry['n']:,}", f"{entry['positives']:,}"]
+        [entry["value"], *(f"{entry[key]:,}" for key in counts)]
         + [_number(entry.get(column)) for column in columns]
         for entry in entries
     ]
-    page.table(caption, [*header, "calibration"], rows)
+    page.table(caption, header, rows)
+
+
+def _keys(entries: Any) -> list[str]:
+    """Keys of all entries, limits beside what they are the limits of."""
+    keys = list(dict.fromkeys(key for entry in entries for key in entry))
+    plain = [key for key in keys if not key.endswith(("_low", "_high"))]
+    ends = ("", "_low", "_high")
+    return [f"{key}{end}" for key in plain for end in ends if f"{key}{end}" in keys]
+
+
+def _column(key: str) -> str:
+    ends = {"_low": "95 % low", "_high": "95 % high"}
+    return next((name for end, name in ends.items() if key.endswith(end)), _name(key))
 
 
 def _training(page: Page, folder: Path) -> None:

@@ -105,6 +105,17 @@ def roc_curve(labels: ArrayLike, scores: ArrayLike) -> tuple[Array, Array]:
     return alarms / alarms[-1], hits / hits[-1]
 
 
+def precision_curve(labels: ArrayLike, scores: ArrayLike) -> tuple[Array, Array]:
+    """Recall, rising, and precision, one point a distinct score; the first point has recall 0."""
+    values = np.asarray(scores)
+    order = np.argsort(-values, kind="stable")
+    ordered, truth = values[order], np.asarray(labels)[order] > 0.5
+    last = np.flatnonzero(np.r_[ordered[1:] != ordered[:-1], True])
+    hits = np.cumsum(truth)[last]
+    precision = hits / (last + 1)
+    return np.r_[0, hits / hits[-1]], np.r_[precision[0], precision]
+
+
 def group_areas(labels: Array, scores: Array, codes: Array) -> tuple[Array, Array]:
     """Area under the ROC curve and number of positives within each group.
 
@@ -132,3 +143,41 @@ def group_areas(labels: Array, scores: Array, codes: Array) -> tuple[Array, Arra
         wins = rank_sum - positives * (positives + 1) / 2
         areas = wins / (positives * (sizes - positives))
     return areas, positives
+
+
+class Sensitivity:
+    """Sensitivity at a given specificity, for many row multiplicities at once.
+
+    The threshold is the lowest of the scores at which the specificity is reached; between two
+    scores nothing is interpolated.
+
+    Args:
+        labels: 0 or 1, `(rows,)`.
+        scores: Larger means class 1, `(rows,)`.
+    """
+
+    def __init__(self, labels: ArrayLike, scores: ArrayLike) -> None:
+        values = np.asarray(scores)
+        self._order: Array = np.argsort(-values, kind="stable")
+        ordered = values[self._order]
+        self._truth = np.asarray(labels)[self._order] > 0.5
+        self._last = np.flatnonzero(np.r_[ordered[1:] != ordered[:-1], True])
+
+    def at(self, weights: Array, specificity: float) -> Array:
+        """Sensitivity `(draws,)`; NaN where a class is missing.
+
+        Args:
+            weights: Multiplicities, `(draws, rows)`.
+            specificity: At least this share of the negatives shall be below the threshold.
+        """
+        ordered = np.take(weights, self._order, axis=1)
+        hits = _cumulative(ordered * self._truth)
+        alarms = _cumulative(ordered * ~self._truth)
+        # Products such as (1 - 0.9) * 10 fall short of the whole number.
+        limit = (1 - specificity) * alarms[:, -1:] + 1e-9
+        steps = (alarms[:, self._last + 1] <= limit).sum(axis=1)
+        ends = np.r_[0, self._last + 1][steps]
+        reached = np.take_along_axis(hits, ends[:, None], axis=1)[:, 0]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            value: Array = reached / hits[:, -1]
+        return np.where((alarms[:, -1] > 0) & (hits[:, -1] > 0), value, np.nan)

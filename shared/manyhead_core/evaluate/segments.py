@@ -23,6 +23,27 @@ def segment_columns(frame: pd.DataFrame) -> list[str]:
     return [name for name in map(str, frame) if name.startswith(PREFIX)]
 
 
+def segment_masks(frame: pd.DataFrame) -> dict[str, list[tuple[str, Array]]]:
+    """By segment, its most frequent values in order, each with True where a row has it.
+
+    The sites are a segment too, when there are two or more.
+
+    Args:
+        frame: Table with the segment columns.
+    """
+    named = {column.removeprefix(PREFIX): frame[column] for column in segment_columns(frame)}
+    if "site" in frame:
+        sites = frame["site"].fillna("").astype(str)
+        if sites[sites != ""].nunique() > 1:
+            named["site"] = sites
+    found = {}
+    for name, column in named.items():
+        values = column.astype(str)
+        most = values.value_counts().index[:MAX_VALUES]
+        found[name] = [(value, (values == value).to_numpy()) for value in sorted(most)]
+    return found
+
+
 def binary_segments(
     frame: pd.DataFrame, labels: Array, scores: Array, units: Array | None
 ) -> dict[str, list[dict[str, Any]]]:
@@ -37,18 +58,15 @@ def binary_segments(
         scores: Probabilities, `(rows,)`.
         units: Group of each row, or None.
     """
-    found = {}
-    for column in segment_columns(frame):
-        values = frame[column].astype(str)
-        sizes = values.value_counts()
-        found[column.removeprefix(PREFIX)] = [
+    return {
+        name: [
             one_segment(
-                name, labels[chosen], scores[chosen], None if units is None else units[chosen]
+                value, labels[chosen], scores[chosen], None if units is None else units[chosen]
             )
-            for name in sorted(sizes.index[:MAX_VALUES])
-            for chosen in [(values == name).to_numpy()]
+            for value, chosen in parts
         ]
-    return found
+        for name, parts in segment_masks(frame).items()
+    }
 
 
 def one_segment(name: str, labels: Array, scores: Array, units: Array | None) -> dict[str, Any]:

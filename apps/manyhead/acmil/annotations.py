@@ -14,10 +14,11 @@ import numpy.typing as npt
 
 from manyhead.acmil.coordinates import Patches
 from manyhead.acmil.polygons import locate
-from manyhead.acmil.tissue import Tissue
+from manyhead.acmil.tissue import Mode, Tissue
 from manyhead_core.errors import DataError
 
-Polygon = npt.NDArray[np.int64]
+# Groups of outlines that are no lesion: `_2` in CAMELYON16.
+EXCLUDED = ("_2", "exclusion", "exclude", "excluded")
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,12 @@ def read_outlines(path: Path) -> list[Outline]:
     raise DataError(f"annotations: {path.name} is neither ASAP .xml nor .geojson")
 
 
+def find_outlines(folder: Path, slide_id: str) -> Path | None:
+    """The file of a slide in a folder of annotations, or None."""
+    candidates = (folder / f"{slide_id}{suffix}" for suffix in (".xml", ".geojson", ".json"))
+    return next((path for path in candidates if path.is_file()), None)
+
+
 def _asap(path: Path) -> list[Outline]:
     try:
         root = ElementTree.parse(path).getroot()  # noqa: S314 - expat expands no external entity
@@ -69,11 +76,12 @@ def _asap(path: Path) -> list[Outline]:
 def _geojson(path: Path) -> list[Outline]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        features = content["features"] if isinstance(content, dict) else content
-        if isinstance(content, dict) and content.get("type") == "Feature":
-            features = [content]
+        single = isinstance(content, dict) and content.get("type") == "Feature"
+        features = [content] if single else content
+        if isinstance(features, dict):
+            features = features["features"]
         return [outline for feature in features for outline in _outlines(feature)]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as err:
+    except (LookupError, TypeError, ValueError, AttributeError) as err:
         raise DataError(f"annotations: {path.name} is no GeoJSON ({err})") from err
 
 
@@ -100,6 +108,31 @@ def inside_any(polygons: Sequence[npt.NDArray[Any]], patches: Patches) -> npt.ND
     for polygon in polygons:
         found |= locate(np.rint(2 * np.asarray(polygon, np.float64)).astype(np.int64), centres) > 0
     return found
+
+
+def labels_of(
+    outlines: Sequence[Outline], patches: Patches, mode: Mode = "default"
+) -> npt.NDArray[np.bool_]:
+    """Whether the centre of a patch lies in an outline and in nothing that is cut out of it.
+
+    Args:
+        outlines: As from `read_outlines`.
+        patches: The patches.
+        mode: `reference` counts every outline and no hole, as the published code does; `default`
+            takes out holes and the outlines that CAMELYON and ASAP mark as excluded.
+    """
+    if mode == "reference":
+        return inside_any([outline.polygon for outline in outlines], patches)
+    found = np.zeros(len(patches.coords), bool)
+    for outline in (o for o in outlines if not excluded(o)):
+        inside = inside_any([outline.polygon], patches)
+        found |= inside & ~inside_any(outline.holes, patches)
+    return found & ~inside_any([o.polygon for o in outlines if excluded(o)], patches)
+
+
+def excluded(outline: Outline) -> bool:
+    """Whether an outline is cut out of the others."""
+    return outline.name.strip().lower() in EXCLUDED
 
 
 def tissue_geojson(tissue: Tissue) -> dict[str, Any]:

@@ -6,6 +6,7 @@ The recipe is CLAM's (Lu et al. 2021, arXiv:2004.09666), step by step; areas are
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -65,7 +66,7 @@ PRESETS = {
     "default": SegmentationOptions(),
     "tcga": SegmentationOptions(a_t=16, a_h=4),
     "bwh_biopsy": SegmentationOptions(sthresh=15, mthresh=11, close=2, a_t=1, a_h=1, max_n_holes=2),
-    "bwh_resection": SegmentationOptions(sthresh=15, mthresh=11, a_t=100, a_h=16, max_n_holes=2),
+    "bwh_resection": SegmentationOptions(sthresh=15, mthresh=11),
 }
 
 
@@ -89,6 +90,12 @@ class Tissue:
         outer = sum(cv2.contourArea(contour) for contour in self.contours)
         return float(outer - sum(cv2.contourArea(hole) for holes in self.holes for hole in holes))
 
+    def only(self, numbers: Sequence[int]) -> Tissue:
+        """Some of the pieces of tissue, by number."""
+        return Tissue(
+            [self.contours[n] for n in numbers], [self.holes[n] for n in numbers], self.level
+        )
+
 
 def segment(
     slide: Slide, options: SegmentationOptions | None = None, mode: Mode = "default"
@@ -99,17 +106,49 @@ def segment(
         slide: The slide.
         options: How; None is the preset `default`.
         mode: `reference` takes the smallest areas as they stand, so that a small slide may have
-            no tissue at all; `default` lowers them to a share of the largest piece.
+            no tissue at all, and reads one level only; `default` lowers them to a share of the
+            largest piece, and takes another level when one is damaged or too large.
 
     Raises:
         DataError: The level is too large, or cannot be read.
     """
     options = options or PRESETS["default"]
-    level = tissue_level(slide, options.seg_level)
-    mask = tissue_mask(median_saturation(slide, level, options.mthresh), options)
-    if mode == "default":
-        options = relaxed(options, mask, slide.downsamples[level])
-    return contours_of(mask, slide.downsamples[level], level, options)
+    if mode == "reference":
+        level = tissue_level(slide, options.seg_level)
+        mask = tissue_mask(median_saturation(slide, level, options.mthresh), options)
+        return contours_of(mask, slide.downsamples[level], level, options)
+    pixels, level = readable(slide, options.seg_level)
+    mask = tissue_mask(saturation_of(pixels, options.mthresh), options)
+    width, height = slide.dimensions
+    downsample = (width / pixels.shape[1], height / pixels.shape[0])
+    return contours_of(mask, downsample, level, relaxed(options, mask, downsample))
+
+
+def readable(slide: Slide, level: int = -1) -> tuple[Pixels, int]:
+    """Pixels to segment, `(height, width, 3)`, and the level that they are of.
+
+    A level that is damaged is replaced by another, and one that is too large is read in strips and
+    made smaller: a slide without a pyramid has no other.
+
+    Raises:
+        DataError: No level can be read.
+    """
+    _check_level(slide, level)
+    levels = slide.levels_for(64)
+    if level >= 0:
+        levels = [level, *(other for other in levels if other != level)]
+    errors = []
+    for candidate in levels:
+        width, height = slide.level_dimensions[candidate]
+        try:
+            if width * height <= MOST_PIXELS:
+                return slide.read((0, 0), candidate, (width, height)), candidate
+            whole_width, whole_height = slide.dimensions
+            size = (max(1, whole_width // 64), max(1, whole_height // 64))
+            return np.ascontiguousarray(slide.shrunk(candidate, size)[..., :3]), candidate
+        except DataError as err:
+            errors.append(err)
+    raise errors[0]
 
 
 def relaxed(
@@ -133,8 +172,7 @@ def tissue_level(slide: Slide, level: int = -1) -> int:
     """
     if level < 0:
         level = slide.best_level(64)
-    if level >= len(slide.level_dimensions):
-        raise ConfigError(f"seg_level: {slide.id} has {len(slide.level_dimensions)} levels")
+    _check_level(slide, level)
     width, height = slide.level_dimensions[level]
     if width * height > MOST_PIXELS:
         raise DataError(
@@ -144,9 +182,19 @@ def tissue_level(slide: Slide, level: int = -1) -> int:
     return level
 
 
+def _check_level(slide: Slide, level: int) -> None:
+    count = len(slide.level_dimensions)
+    if level >= count:
+        raise ConfigError(f"seg_level: {slide.id} has the levels 0 to {count - 1}, not {level}")
+
+
 def median_saturation(slide: Slide, level: int, mthresh: int) -> Pixels:
     """Saturation of a level after the median filter, `(height, width)`."""
-    pixels = slide.read((0, 0), level, slide.level_dimensions[level])
+    return saturation_of(slide.read((0, 0), level, slide.level_dimensions[level]), mthresh)
+
+
+def saturation_of(pixels: Pixels, mthresh: int) -> Pixels:
+    """Saturation of pixels after the median filter, `(height, width)`."""
     saturation = cv2.cvtColor(pixels, cv2.COLOR_RGB2HSV)[..., 1]
     return np.asarray(cv2.medianBlur(saturation, mthresh), np.uint8)
 

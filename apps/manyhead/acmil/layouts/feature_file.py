@@ -14,6 +14,8 @@ from manyhead_core.errors import DataError
 
 Rows = slice | npt.NDArray[np.integer] | None
 WHOLE = slice(None)
+# Rows that are checked at a time; what they need stays in the cache of the processor.
+CHECKED = 64
 
 
 class FeatureFile(ABC):
@@ -50,6 +52,11 @@ class FeatureFile(ABC):
     def coords(self) -> npt.NDArray[np.int64] | None:
         """Top-left corners, x and y in level-0 pixels, `(patches, 2)`, or None."""
 
+    def stored_coords(self) -> tuple[npt.NDArray[Any], str] | None:
+        """Corners as they are stored, with their unit, `px` of level 0 or `um`; or None."""
+        corners = self.coords()
+        return None if corners is None else (corners, "px")
+
     def features(self, rows: Rows = None) -> npt.NDArray[Any]:
         """Features, `(patches, feature_dim)`, float16 or float32.
 
@@ -65,13 +72,26 @@ class FeatureFile(ABC):
             raise DataError(f"{self.slide_id}: {self.path.name} is damaged ({err})") from err
         if found.dtype not in (np.float16, np.float32):
             found = found.astype(np.float32)
-        if not np.isfinite(found).all():
+        if not all_finite(found):
             bad = int((~np.isfinite(found).all(1)).sum())
             raise DataError(
                 f"{self.slide_id}: {bad} of {len(found)} features in {self.path.name} are not "
                 "finite; extract them again"
             )
         return found
+
+
+def all_finite(values: npt.NDArray[Any]) -> bool:
+    """Whether no value is NaN or infinite."""
+    if values.dtype != np.float16:
+        return bool(np.isfinite(values).all())
+    # NumPy asks half-precision numbers one by one, which costs more than reading them. Their five
+    # exponent bits are all set when they are not finite.
+    bits = values.view(np.uint16)
+    return not any(
+        ((bits[start : start + CHECKED] & 0x7C00) == 0x7C00).any()
+        for start in range(0, len(bits), CHECKED)
+    )
 
 
 def two_dimensional(shape: tuple[int, ...], slide_id: str) -> tuple[int, int]:

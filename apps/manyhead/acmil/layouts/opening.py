@@ -7,7 +7,8 @@ from pathlib import Path
 
 from manyhead.acmil.layouts.arrays import ArrayFeatures
 from manyhead.acmil.layouts.feature_file import FeatureFile
-from manyhead.acmil.layouts.hdf5 import Hdf5Features, groups_in
+from manyhead.acmil.layouts.hdf5 import groups_in, open_hdf5
+from manyhead.acmil.layouts.packed import INDEX, PackedFeatures, packed_slides
 from manyhead_core.errors import DataError
 
 HDF5, ARRAYS = (".h5", ".hdf5"), (".pt", ".npy")
@@ -19,7 +20,7 @@ def open_features(path: Path, slide_id: str | None = None, mpp: float | None = N
     """Open the features of a slide; the layout is found from the names in the file.
 
     Args:
-        path: HDF5, .pt or .npy file.
+        path: HDF5, .pt or .npy file, or the index of a packed cache.
         slide_id: Slide, for a file of many slides; else the name of the file is taken.
         mpp: µm per level-0 pixel of the slide, for files with coordinates in µm.
 
@@ -29,30 +30,28 @@ def open_features(path: Path, slide_id: str | None = None, mpp: float | None = N
     path = Path(path)
     if not path.is_file():
         raise DataError(f"features: no file {path}")
+    if path.name == INDEX:
+        return PackedFeatures(path, slide_id, mpp)
     if path.suffix in ARRAYS:
         return ArrayFeatures(path, slide_id or path.stem)
     if path.suffix not in HDF5:
         raise DataError(f"features: {path.name} is none of {', '.join((*HDF5, *ARRAYS))}")
-    slides = groups_in(path)
-    if not slides:
-        return Hdf5Features(path, slide_id or path.stem, mpp=mpp)
-    if slide_id is None and len(slides) == 1:
-        slide_id = slides[0]
-    if slide_id not in slides:
-        raise DataError(f"features: {path.name} holds {len(slides)} slides, none is {slide_id}")
-    return Hdf5Features(path, slide_id, slide_id, mpp=mpp)
+    return open_hdf5(path, slide_id, mpp)
 
 
 def slides_in(root: Path) -> dict[str, Path]:
     """Files by slide below a folder, or in one file of many slides.
 
     Args:
-        root: Folder, or file.
+        root: Folder, file, or packed cache.
 
     Raises:
         DataError: There are none, or two files for one slide.
     """
     root = Path(root)
+    if root.name == INDEX or (root / INDEX).is_file():
+        index = root if root.name == INDEX else root / INDEX
+        return dict.fromkeys(packed_slides(index), index)
     if root.is_file():
         names = groups_in(root) if root.suffix in HDF5 else []
         return dict.fromkeys(names or [root.stem], root)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import pkgutil
 from pathlib import Path
 from typing import Literal
 
+from manyhead.acmil.slides.resolution import LEAST, MOST
 from manyhead.acmil.slides.slide import Slide
 from manyhead_core.errors import ConfigError, DataError
 
@@ -36,8 +38,7 @@ def open_slide(path: Path, reader: Reader = "auto", mpp: float | None = None) ->
     path = Path(path)
     if not path.exists():
         raise DataError(f"slide {path.name}: no file {path}")
-    if mpp is not None and not 0.01 <= mpp <= 100:
-        raise ConfigError(f"mpp: {mpp} µm per pixel is not plausible; 0.25 is 40x, 0.5 is 20x")
+    mpp = plausible(mpp) if mpp is not None else None
     if reader != "auto":
         if reader not in READERS:
             raise ConfigError(f"reader: {reader!r} is unknown; use auto, {', '.join(READERS)}")
@@ -49,10 +50,29 @@ def open_slide(path: Path, reader: Reader = "auto", mpp: float | None = None) ->
         try:
             return _open(name, path, mpp)
         except (DataError, ImportError) as err:
-            reasons.append(f"{name}: {err}".splitlines()[0])
+            reason = str(err).removeprefix(f"{path.name}: ").splitlines()[0]
+            reasons.append(f"{name}: {reason}")
     raise DataError(f"slide {path.name}: no reader can open it ({'; '.join(reasons)})")
 
 
+def plausible(mpp: float) -> float:
+    """µm per pixel as somebody has typed it.
+
+    Raises:
+        ConfigError: No microscope has it.
+    """
+    if not LEAST <= mpp <= MOST:
+        raise ConfigError(f"mpp: {mpp:g} µm per pixel is not plausible; 0.25 is 40x, 0.5 is 20x")
+    return mpp
+
+
 def _open(name: str, path: Path, mpp: float | None) -> Slide:
-    slide: Slide = pkgutil.resolve_name(READERS[name])(path, mpp)
+    log = logging.getLogger("tifffile")
+    level = log.level
+    # What it logs about a damaged file is in the error, if it is one.
+    log.setLevel(logging.CRITICAL)
+    try:
+        slide: Slide = pkgutil.resolve_name(READERS[name])(path, mpp)
+    finally:
+        log.setLevel(level)
     return slide

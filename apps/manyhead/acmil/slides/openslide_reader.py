@@ -33,7 +33,12 @@ class OpenSlideReader(Slide):
         try:
             return np.asarray(self._slide.read_region(level0_xy, level, size))
         except openslide.OpenSlideError as err:
-            raise DataError(f"{self.path.name}: damaged at {level0_xy}, level {level}") from err
+            # After an error OpenSlide refuses every call; other places may well be readable.
+            self._slide.close()
+            self._slide = openslide.OpenSlide(self.path)
+            raise DataError(
+                f"{self.path.name}: damaged at {level0_xy}, level {level} ({err})"
+            ) from err
 
     def close(self) -> None:
         """Release the file."""

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
+from manyhead_core.errors import DataError
+
 Pixels = npt.NDArray[np.uint8]
+# Pixels of a level that are read at once: 200 MB.
+STRIP_PIXELS = 5 * 10**7
 
 
 class Slide(ABC):
@@ -72,16 +78,49 @@ class Slide(ABC):
         return np.ascontiguousarray(self.read_rgba(level0_xy, level, size)[..., :3])
 
     def thumbnail(self, longest: int = 1024) -> Pixels:
-        """The whole slide, no side longer than `longest` pixels."""
-        import cv2
+        """The whole slide without the last channel, no side longer than `longest` pixels."""
+        return np.ascontiguousarray(self.thumbnail_rgba(longest)[..., :3])
 
+    def thumbnail_rgba(self, longest: int = 1024) -> Pixels:
+        """The whole slide, no side longer than `longest` pixels, `(height, width, 4)`.
+
+        Raises:
+            DataError: No level can be read.
+        """
         width, height = self.dimensions
         factor = max(1.0, max(width, height) / longest)
-        level = self.best_level(factor)
-        whole = self.read((0, 0), level, self.level_dimensions[level])
         size = (max(1, round(width / factor)), max(1, round(height / factor)))
-        small: Pixels = cv2.resize(whole, size, interpolation=cv2.INTER_AREA).astype(np.uint8)
-        return small
+        errors = []
+        for level in self.levels_for(factor):
+            try:
+                return self.shrunk(level, size)
+            except DataError as err:
+                errors.append(err)
+        raise errors[0]
+
+    def levels_for(self, downsample: float) -> list[int]:
+        """All levels, the best for `downsample` first, then finer ones, then coarser ones."""
+        best = self.best_level(downsample)
+        return [*range(best, -1, -1), *range(best + 1, len(self.level_dimensions))]
+
+    def shrunk(self, level: int, size: tuple[int, int]) -> Pixels:
+        """A whole level at another size, `(height, width, 4)`; never in memory as a whole.
+
+        Args:
+            level: Level to read.
+            size: Width and height of the result in pixels.
+        """
+        width, height = self.level_dimensions[level]
+        parts = max(1, min(size[1], -(-width * height // STRIP_PIXELS)))
+        rows = [round(size[1] * n / parts) for n in range(parts + 1)]
+        strips = []
+        for first, last in pairwise(rows):
+            top, bottom = (round(row * height / size[1]) for row in (first, last))
+            corner = (0, round(top * self.downsamples[level][1]))
+            strip = self.read_rgba(corner, level, (width, bottom - top))
+            small = cv2.resize(strip, (size[0], last - first), interpolation=cv2.INTER_AREA)
+            strips.append(small.astype(np.uint8))
+        return np.concatenate(strips)
 
     def __enter__(self) -> Self:
         return self

@@ -23,9 +23,13 @@ class TiffSlideReader(Slide):
     def __init__(self, path: Path, mpp: float | None = None) -> None:
         try:
             self._slide = tiffslide.TiffSlide(path)
+        except Exception as err:
+            raise DataError(f"{path.name}: tiffslide cannot read it ({err})") from err
+        try:
             dimensions = self._slide.level_dimensions
             properties = {name: str(value) for name, value in self._slide.properties.items()}
         except Exception as err:
+            self._slide.close()
             raise DataError(f"{path.name}: tiffslide cannot read it ({err})") from err
         super().__init__(path, dimensions, mpp or mpp_of(properties))
 

@@ -17,7 +17,23 @@ SMALL: dict[str, dict[str, Any]] = {
         "tower_dropout": 0.0,
         "linear_term": True,
     },
+    "acmil": {
+        "feature_dim": 12,
+        "dim": 8,
+        "hidden_dim": 6,
+        "num_branches": 2,
+        "num_masked": 2,
+        "num_residual": 1,
+    },
 }
 
 # Parameters that get no gradient, each with the reason.
-WITHOUT_GRADIENT: dict[str, dict[str, str]] = {"autoint": {}}
+WITHOUT_GRADIENT: dict[str, dict[str, str]] = {
+    "autoint": {},
+    "acmil": {
+        f"branch_heads.{branch}.{part}": "classifies a branch, not the slide; the branches' loss "
+        "trains it"
+        for branch in range(2)
+        for part in ("weight", "bias")
+    },
+}

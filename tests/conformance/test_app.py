@@ -20,6 +20,14 @@ COMMANDS = {
 }  # fmt: skip
 # Options of a run on simulated data, for a table of `manyhead APP simulate FOLDER`.
 SIMULATED = {
+    "acmil": (
+        "--config",
+        "simulated",
+        "--data.root",
+        "{folder}/features",
+        "--data.labels",
+        "{folder}/labels.csv",
+    ),
     "autoint": (
         "--config",
         "simulated",
@@ -27,6 +35,8 @@ SIMULATED = {
         "{folder}/clicks.csv",
         "--data.schema",
         "{folder}/schema.yaml",
+        "--data.cache",
+        "{cache}",
     ),
 }
 
@@ -94,8 +104,9 @@ def test_model_card_matches(app: App) -> None:
 def test_one_step_from_simulated_data(app: App, tmp_path: Path) -> None:
     assert app.name in SIMULATED, f"{app.name}: add a row to SIMULATED"
     assert main([app.name, "simulate", str(tmp_path / "data")]) == 0
-    words = [word.format(folder=tmp_path / "data") for word in SIMULATED[app.name]]
-    places = ["--data.cache", str(tmp_path / "cache"), "--runs", str(tmp_path / "runs")]
+    folders = {"folder": tmp_path / "data", "cache": tmp_path / "cache"}
+    words = [word.format(**folders) for word in SIMULATED[app.name]]
+    places = ["--runs", str(tmp_path / "runs")]
     code = main([app.name, "fit", *words, *places, "--trainer.fast_dev_run", "1"])
     assert code == 0
     assert not (tmp_path / "runs").exists(), "a trial run leaves no run folder"

@@ -18,6 +18,7 @@ from manyhead.acmil.preprocessor import BagPreprocessor, z_scores
 from manyhead.acmil.sources import BagSource, open_source
 from manyhead.acmil.splits import PARTS, SplitOptions, assign
 from manyhead_core.errors import ConfigError, DataError
+from manyhead_core.evaluate.files import replace
 
 
 class BagData(LightningDataModule):
@@ -83,16 +84,20 @@ class BagData(LightningDataModule):
         threads: int = 2,
     ) -> None:
         super().__init__()
-        for name, number in (
-            ("batch_bags", batch_bags),
-            ("eval_batch_bags", eval_batch_bags),
-            ("threads", threads),
-        ):
-            if number < 1:
-                raise ConfigError(f"data.{name}: must be at least 1, got {number}")
+        at_least = {
+            "batch_bags": (batch_bags, 1),
+            "eval_batch_bags": (eval_batch_bags, 1),
+            "threads": (threads, 1),
+            "batch_patches": (batch_patches, 0),
+            "max_patches": (max_patches, 0),
+        }
+        for name, (number, least) in at_least.items():
+            if number < least:
+                raise ConfigError(f"data.{name}: must be at least {least}, got {number}")
         if sampling == "balanced" and target not in ("classes", "ordinal"):
             raise ConfigError(f"data.sampling: balanced needs classes, the target is {target}")
-        self.root, self.labels, self.bag = Path(root), labels, bag
+        self.root, self.labels = Path(root), labels
+        self.bag: Literal["slide", "patient"] = bag
         self.target: Target = target
         self.columns = LabelOptions(
             target=target,
@@ -132,19 +137,26 @@ class BagData(LightningDataModule):
         train = self.parts["train"]
         if not len(train):
             raise DataError(f"data.split: no bag of {len(source)} trains; choose another split")
+        label = source.frame["label"].to_numpy(dtype=float)[train]
+        if self.target in ("classes", "ordinal") and len(np.unique(label)) < 2:
+            only = source.class_names[int(label[0])]
+            raise DataError(
+                f"data.split: all {len(train)} training bags are of the class {only}; "
+                "choose another split"
+            )
         mean = scale = None
         if self.normalise == "train":
-            mean, scale = z_scores([source.read(int(number)) for number in train])
-        label = source.frame["label"].to_numpy(dtype=float)[train]
+            mean, scale = z_scores(source.read(int(number)) for number in train)
         regression = self.target == "regression"
         return BagPreprocessor(
-            source.feature_dim,
-            source.class_names,
-            self.target,
-            mean,
-            scale,
-            float(label.mean()) if regression else 0.0,
-            float(label.std() or 1.0) if regression else 1.0,
+            feature_dim=source.feature_dim,
+            class_names=source.class_names,
+            target=self.target,
+            bag=self.bag,
+            mean=mean,
+            scale=scale,
+            label_mean=float(label.mean()) if regression else 0.0,
+            label_scale=float(label.std() or 1.0) if regression else 1.0,
         )
 
     def net_overrides(self) -> dict[str, Any]:
@@ -159,18 +171,24 @@ class BagData(LightningDataModule):
         self._prepared()
         needed = {"validate": "validation", "test": "test"}.get(stage)
         if needed and not len(self.parts[needed]):
-            raise DataError(f"data.split: the {needed} part is empty; choose another split")
+            raise DataError(
+                f"data.split: the {needed} part is empty; choose another split, or other data."
+                "fractions or data.validation_folds"
+            )
 
     def train_dataloader(self) -> BagLoader:
         """Training bags in an order drawn anew for each epoch."""
-        loader = self._loader("train", self.batch_bags, shuffle=True)
-        if self.trainer is not None:
-            loader.set_epoch(self.trainer.current_epoch)
-        return loader
+        return self._loader("train", self.batch_bags, shuffle=True)
 
     def val_dataloader(self) -> BagLoader | list[Any]:
-        """Validation bags in the order of the table."""
-        return self._loader("validation", self.eval_batch_bags)
+        """Validation bags in the order of the table; nothing where no part validates."""
+        self._prepared()
+        return self._loader("validation", self.eval_batch_bags) if self.validates else []
+
+    @property
+    def validates(self) -> bool:
+        """Whether there is a validation part."""
+        return bool(len(self.parts.get("validation", ())))
 
     def test_dataloader(self) -> BagLoader:
         """Test bags in the order of the table."""
@@ -195,17 +213,18 @@ class BagData(LightningDataModule):
         }
 
     def write_split(self, folder: Path) -> None:
-        """Write `split.csv` with id and split, which `data.split` reads again."""
+        """Write `split.csv` with id and split, and `left_out.csv` with the slides of no bag.
+
+        Args:
+            folder: Where to; `data.split` reads `split.csv` again.
+        """
         source = self._prepared()
-        rows = [
-            (source.frame["id"].iloc[number], name)
-            for name, numbers in self.parts.items()
-            for number in numbers
-        ]
-        table = pd.DataFrame(rows, columns=["id", "split"])
-        partial = Path(folder) / "split.csv.partial"
-        table.to_csv(partial, index=False, lineterminator="\n")
-        partial.replace(Path(folder) / "split.csv")
+        names = source.frame["id"].to_numpy()
+        rows = [(names[k], part) for part, numbers in self.parts.items() for k in numbers]
+        _write(Path(folder) / "split.csv", pd.DataFrame(rows, columns=["id", "split"]))
+        if source.left_out:
+            table = pd.DataFrame(source.left_out.items(), columns=["slide_id", "reason"])
+            _write(Path(folder) / "left_out.csv", table)
 
     def _prepared(self) -> BagSource:
         self.prepare()
@@ -226,12 +245,17 @@ class BagData(LightningDataModule):
             balanced=shuffle and self.balanced,
             max_patches=self.max_patches if shuffle else 0,
             batch_patches=self.batch_patches if shuffle else 0,
+            epochs=(trainer.max_epochs or 1) if trainer else 1,
             seed=run_seed(),
             rank=trainer.global_rank if trainer else 0,
             world_size=trainer.world_size if trainer else 1,
             threads=self.threads,
             pin_memory=gpu,
         )
+
+
+def _write(path: Path, table: pd.DataFrame) -> None:
+    replace(path, lambda partial: table.to_csv(partial, index=False, lineterminator="\n"))
 
 
 def run_seed() -> int:

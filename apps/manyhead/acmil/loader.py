@@ -13,14 +13,20 @@ import torch
 from manyhead.acmil.bags import Bags, pack
 from manyhead.acmil.preprocessor import BagPreprocessor
 from manyhead.acmil.sources import BagSource
+from manyhead_core.errors import DataError
 
 Numbers = npt.NDArray[np.int64]
 # Batches that are read ahead.
 AHEAD = 3
+# Epochs that the number of batches is taken from where nobody says how many there will be.
+MANY_EPOCHS = 100
 
 
 class BagLoader:
     """Batches of some bags of a source; iterating again gives the next epoch.
+
+    What is drawn follows from seed and epoch alone. While training, iterating goes on where the
+    last iteration was cut off, which is how a resumed run meets the batches it would have met.
 
     Args:
         source: The bags.
@@ -31,11 +37,15 @@ class BagLoader:
         balanced: Draw as many bags of each class, with replacement.
         max_patches: Patches of a bag, drawn anew for each epoch; 0 takes all.
         batch_patches: End a batch before it holds more patches than this; 0 does not look.
+        epochs: How many there will be; with `batch_patches` it decides on the number of batches.
         seed: Seed of what is drawn.
         rank: Number of this process.
-        world_size: Number of processes.
+        world_size: Number of processes; each gets every so many-th batch.
         threads: Threads that read.
         pin_memory: Whether a GPU will fetch the batches.
+
+    Raises:
+        DataError: There are fewer training batches than processes.
     """
 
     def __init__(
@@ -49,6 +59,7 @@ class BagLoader:
         balanced: bool = False,
         max_patches: int = 0,
         batch_patches: int = 0,
+        epochs: int = MANY_EPOCHS,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
@@ -60,51 +71,78 @@ class BagLoader:
         self.max_patches, self.batch_patches = max_patches, batch_patches
         self.seed, self.rank, self.world_size = seed, rank, world_size
         self.threads, self.pin_memory = threads, pin_memory
-        self.epoch = 0
+        self.epoch = self.position = 0
         self.classes = preprocessor.target in ("classes", "ordinal")
+        # Lightning asks once for the length of all epochs, so it must be the same for all.
+        self.count = max(len(self._cut(self._order(epoch))) for epoch in self._sampled(epochs))
+        if shuffle and not len(self):
+            raise DataError(
+                f"data.batch_bags: {self.count} batches are too few for {world_size} processes; "
+                "use fewer processes or smaller batches"
+            )
+
+    def _sampled(self, epochs: int) -> range:
+        return range(max(1, epochs) if self.shuffle and self.batch_patches else 1)
 
     def __len__(self) -> int:
-        return len(self._batches(self._order()))
+        if self.shuffle:
+            return self.count // self.world_size
+        return len(range(self.rank, self.count, self.world_size))
 
     def __iter__(self) -> Iterator[Bags]:
-        batches = self._batches(self._order())
-        epoch, self.epoch = self.epoch, self.epoch + 1
-        with ThreadPoolExecutor(self.threads) as pool:
-            waiting: deque[Future[Bags]] = deque()
-            for batch in batches:
-                waiting.append(pool.submit(self._read, batch, epoch))
-                if len(waiting) > AHEAD:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+        start, self.position = (self.position if self.shuffle else 0), 0
+        epoch = self.epoch
+        batches = self._batches(epoch)
+        coming = iter(batches[start:])
+        waiting: deque[Future[Bags]] = deque()
+        with ThreadPoolExecutor(self.threads, "bags") as pool:
+            try:
+                for step in range(start, len(batches)):
+                    while len(waiting) < AHEAD and (batch := next(coming, None)) is not None:
+                        waiting.append(pool.submit(self._read, batch, epoch))
+                    ready = waiting.popleft().result()
+                    self.position = step + 1
+                    if self.position == len(batches):
+                        self.position, self.epoch = 0, epoch + 1
+                    yield ready
+            finally:
+                # A failure or an end before the last batch must not wait for what nobody takes.
+                pool.shutdown(wait=False, cancel_futures=True)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Order and draws of an epoch, for a training that goes on."""
-        self.epoch = epoch
+    def state_dict(self) -> dict[str, int]:
+        """Epoch and number of batches that it has given of it."""
+        return {"epoch": self.epoch, "position": self.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on with the batch after the saved position."""
+        self.epoch, self.position = state["epoch"], state["position"]
 
     def _generator(self, epoch: int, stream: int) -> np.random.Generator:
         return np.random.default_rng((self.seed, epoch, stream))
 
-    def _order(self) -> Numbers:
+    def _order(self, epoch: int) -> Numbers:
         if not self.shuffle:
-            return self._own(self.numbers)
-        generator = self._generator(self.epoch, 0)
+            return self.numbers
+        generator = self._generator(epoch, 0)
         if not self.balanced:
-            return self._own(generator.permutation(self.numbers))
+            return generator.permutation(self.numbers)
         label = self.source.frame["label"].to_numpy()[self.numbers]
         _, code, count = np.unique(label, return_inverse=True, return_counts=True)
         chance = 1 / count[code]
-        drawn = generator.choice(self.numbers, len(self.numbers), p=chance / chance.sum())
-        return self._own(drawn)
+        return generator.choice(self.numbers, len(self.numbers), p=chance / chance.sum())
 
-    def _own(self, order: Numbers) -> Numbers:
-        """The part of this process; all have as many, and the rest of a division is left out."""
-        if self.world_size == 1:
-            return order
-        even = len(order) // self.world_size * self.world_size if self.shuffle else len(order)
-        return order[self.rank : even : self.world_size]
+    def _batches(self, epoch: int) -> list[Numbers]:
+        """Batches of this process."""
+        batches = self._cut(self._order(epoch))
+        while len(batches) < self.count:
+            self._split_largest(batches)
+        if not self.shuffle:
+            return batches[self.rank :: self.world_size]
+        # All processes must take as many steps; what is left over waits for another epoch.
+        even = len(self) * self.world_size
+        return batches[:even][self.rank :: self.world_size]
 
-    def _batches(self, order: Numbers) -> list[Numbers]:
+    def _cut(self, order: Numbers) -> list[Numbers]:
         if not self.batch_patches:
             cuts = np.arange(self.batch_bags, len(order), self.batch_bags)
             return [batch for batch in np.split(order, cuts) if len(batch)]
@@ -119,6 +157,12 @@ class BagLoader:
             batches[-1].append(number)
             held += size
         return [np.asarray(batch) for batch in batches if batch]
+
+    @staticmethod
+    def _split_largest(batches: list[Numbers]) -> None:
+        """Make two batches of the one with the most bags."""
+        place = max(range(len(batches)), key=lambda k: len(batches[k]))
+        batches[place : place + 1] = np.array_split(batches[place], 2)
 
     def _size(self, number: int) -> int:
         size = int(self.source.sizes[number])

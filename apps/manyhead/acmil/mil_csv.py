@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from manyhead.acmil.labels import one_line
 from manyhead_core.errors import DataError
 
 
@@ -34,22 +35,27 @@ def read_mil_table(path: Path) -> BagTable:
     """
     if not path.is_file():
         raise DataError(f"data.root: no file {path}")
+    official = path.suffix == ".data"
     try:
         table = pd.read_csv(path, header=None)
-        if path.suffix == ".data":
-            bags, labels, numbers = table[0], table[table.columns[-1]], table.iloc[:, 2:-1]
-            labels = labels.astype(str).str.rstrip(".")
-        else:
-            labels, bags, numbers = table[0], table[1], table.iloc[:, 2:]
-        features = numbers.to_numpy(dtype=np.float32)
-    except (UnicodeDecodeError, ValueError, KeyError, IndexError, pd.errors.ParserError) as err:
+        bags, labels = (table[0], table[table.columns[-1]]) if official else (table[1], table[0])
+        features = (table.iloc[:, 2:-1] if official else table.iloc[:, 2:]).to_numpy(np.float32)
+    except (ValueError, KeyError, IndexError) as err:
+        # Wrong encodings and what pandas cannot parse are ValueErrors.
         raise DataError(
-            f"data.root: {path.name} is no table of bags (label, bag, features): {err}"
+            f"data.root: {path.name} is no table of bags (label, bag, features): {one_line(err)}"
         ) from err
+    if not features.shape[1]:
+        raise DataError(f"data.root: {path.name} is no table of bags: it has no features")
     if not np.isfinite(features).all():
         row = int(np.flatnonzero(~np.isfinite(features).all(1))[0])
         raise DataError(f"data.root: row {row + 1} of {path.name} holds a missing number")
-    return _bags(path, bags.astype(str), labels.astype(str), features)
+    return _bags(path, bags.astype(str), labels.map(_label), features)
+
+
+def _label(value: object) -> str:
+    """A label as text; classes that are numbers, as in `1.`, without their point."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _bags(

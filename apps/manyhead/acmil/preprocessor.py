@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,8 @@ from manyhead.acmil.bag_output import Target
 from manyhead_core.errors import DataError, WeightsError
 
 FORMAT = 1
+# Rows that are made precise at a time.
+CHUNK = 16_384
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class BagPreprocessor:
         feature_dim: Width of a feature.
         class_names: Of the classes, in order.
         target: What a bag is labelled with.
+        bag: Whether a bag is a slide or all slides of a patient.
         mean: Of each feature over the training instances, `(feature_dim,)`, or None.
         scale: Standard deviation of each feature, or None.
         label_mean: What is taken off a number before training.
@@ -34,6 +37,7 @@ class BagPreprocessor:
     feature_dim: int
     class_names: tuple[str, ...]
     target: Target = "classes"
+    bag: str = "slide"
     mean: npt.NDArray[np.float32] | None = None
     scale: npt.NDArray[np.float32] | None = None
     label_mean: float = 0.0
@@ -49,18 +53,35 @@ class BagPreprocessor:
         Raises:
             DataError: They have another width.
         """
-        if len(raw) and raw.shape[1] != self.feature_dim:
-            raise DataError(
-                f"{name or 'features'}: {raw.shape[1]} wide, the network was trained with "
-                f"{self.feature_dim}; use the encoder of the training"
-            )
+        self.check_width(raw.shape[1], name)
         if self.mean is not None and self.scale is not None:
             raw = (raw.astype(np.float32) - self.mean) / self.scale
-        return torch.from_numpy(np.ascontiguousarray(raw))
+        raw = np.ascontiguousarray(raw)
+        return torch.from_numpy(raw if raw.flags.writeable else np.asarray(_Writable(raw)))
+
+    def check_width(self, width: int, name: str = "") -> None:
+        """Refuse features of another encoder.
+
+        Args:
+            width: Of a feature.
+            name: Of the bag, for the message.
+
+        Raises:
+            DataError: The network was trained with another width.
+        """
+        if width != self.feature_dim:
+            raise DataError(
+                f"{name or 'input'}: features are {width} wide, the network was trained with "
+                f"{self.feature_dim}; use the encoder of the training"
+            )
 
     def label(self, value: float) -> float:
         """A label in the scale of the network."""
         return (value - self.label_mean) / self.label_scale
+
+    def number(self, value: Tensor) -> Tensor:
+        """Labels or outputs of the network in the scale of the labels, float64."""
+        return value.double() * self.label_scale + self.label_mean
 
     def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """JSON-able part and tensors, as weights folders keep them."""
@@ -69,6 +90,7 @@ class BagPreprocessor:
             "feature_dim": self.feature_dim,
             "class_names": list(self.class_names),
             "target": self.target,
+            "bag": self.bag,
             "label_mean": self.label_mean,
             "label_scale": self.label_scale,
         }
@@ -93,6 +115,7 @@ class BagPreprocessor:
             feature_dim=int(meta["feature_dim"]),
             class_names=tuple(meta["class_names"]),
             target=meta["target"],
+            bag=meta.get("bag", "slide"),
             mean=tensors["mean"].numpy() if "mean" in tensors else None,
             scale=tensors["scale"].numpy() if "scale" in tensors else None,
             label_mean=float(meta["label_mean"]),
@@ -100,14 +123,40 @@ class BagPreprocessor:
         )
 
 
+class _Writable:
+    """View of a mapped file as an array that could be written, which torch wants and nobody does.
+
+    Args:
+        array: The mapped array.
+    """
+
+    def __init__(self, array: npt.NDArray[Any]) -> None:
+        self._array = array
+        about = array.__array_interface__
+        self.__array_interface__ = about | {"data": (about["data"][0], False)}
+
+
 def z_scores(
-    bags: Sequence[npt.NDArray[Any]],
+    bags: Iterable[npt.NDArray[Any]],
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Mean and standard deviation of each feature over the instances of some bags."""
-    count = sum(len(bag) for bag in bags)
-    mean = sum(bag.astype(np.float64).sum(0) for bag in bags) / count
-    spread = sum(((bag.astype(np.float64) - mean) ** 2).sum(0) for bag in bags) / count
-    scale = np.sqrt(spread)
-    # A feature that never changes is zero, not divided by nothing.
+    """Mean and standard deviation of each feature over the instances of some bags, `(width,)`.
+
+    One pass, merged as in Chan et al. 1979, so that no more than one bag has to be in memory.
+
+    Args:
+        bags: Features, `(instances, width)`.
+    """
+    count, mean, spread = 0, np.zeros(0), np.zeros(0)
+    for bag in bags:
+        for start in range(0, len(bag), CHUNK):
+            part = bag[start : start + CHUNK].astype(np.float64)
+            own, share = part.mean(0), len(part) / (count + len(part))
+            if not count:
+                mean, spread = np.zeros_like(own), np.zeros_like(own)
+            gap = own - mean
+            spread = spread + ((part - own) ** 2).sum(0) + gap**2 * (count * share)
+            mean, count = mean + gap * share, count + len(part)
+    scale = np.sqrt(spread / max(1, count))
+    # A feature that never changes becomes zero; dividing by nothing would not.
     scale[scale == 0] = 1.0
     return np.asarray(mean, np.float32), np.asarray(scale, np.float32)

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from manyhead.acmil.labels import LabelOptions, Labels, parse_classes, read_labels
-from manyhead.acmil.labels import ordered as ordered_values
+from manyhead.acmil.labels import LabelOptions, Labels, classes_of, read_labels
 from manyhead.acmil.layouts import FeatureFile, open_features, slides_in
 from manyhead.acmil.mil_csv import read_mil_table
 from manyhead_core.cli import console
 from manyhead_core.errors import ConfigError, DataError
+from manyhead_core.training.results import hashed
 
 Features = npt.NDArray[np.float32] | npt.NDArray[np.float16]
 
@@ -29,6 +29,7 @@ class BagSource(ABC):
         class_names: Of the classes, in order.
         sizes: Patches of each bag.
         feature_dim: Width of a feature.
+        left_out: Slides of the label table or the folder that are in no bag, and why.
     """
 
     def __init__(
@@ -37,7 +38,9 @@ class BagSource(ABC):
         class_names: Sequence[str],
         sizes: Sequence[int],
         feature_dim: int,
+        left_out: Mapping[str, str] | None = None,
     ) -> None:
+        self.left_out = dict(left_out or {})
         self.frame = frame.reset_index(drop=True)
         self.class_names = tuple(class_names)
         self.sizes = np.asarray(sizes, np.int64)
@@ -61,18 +64,16 @@ class TableBags(BagSource):
 
     def __init__(self, path: Path, options: LabelOptions) -> None:
         table = read_mil_table(path)
-        groups = parse_classes(options.classes) or {
-            v: [v] for v in ordered_values(set(table.labels))
-        }
-        numbers = {value: k for k, values in enumerate(groups.values()) for value in values}
-        unknown = sorted(set(table.labels) - numbers.keys())
-        if unknown:
-            raise ConfigError(f"data.classes: label {unknown[0]!r} belongs to no class")
+        names, codes, kept = classes_of(pd.Series(table.labels, dtype=str), options.classes)
+        if not kept.all():
+            raise ConfigError(
+                f"data.classes: label {table.labels[int(kept.argmin())]!r} belongs to no class"
+            )
         frame = pd.DataFrame({"id": table.ids, "case": table.ids, "site": "", "event": True})
-        frame["label"] = [numbers[label] for label in table.labels]
+        frame["label"] = codes
         self._features = table.features
         sizes = [len(bag) for bag in table.features]
-        super().__init__(frame, list(groups), sizes, table.features[0].shape[1])
+        super().__init__(frame, names, sizes, table.features[0].shape[1])
 
     def read(self, number: int, rows: npt.NDArray[np.int64] | None = None) -> Features:
         """As `BagSource.read`."""
@@ -87,24 +88,44 @@ class FileBags(BagSource):
         files: Of each bag, the files of its slides.
         frame: As for `BagSource`.
         class_names: Of the classes.
+        left_out: As for `BagSource`.
     """
 
     def __init__(
-        self, files: Sequence[list[FeatureFile]], frame: pd.DataFrame, class_names: Sequence[str]
+        self,
+        files: Sequence[list[FeatureFile]],
+        frame: pd.DataFrame,
+        class_names: Sequence[str],
+        left_out: Mapping[str, str] | None = None,
     ) -> None:
         self.files = list(files)
         sizes = [sum(file.num_patches for file in bag) for bag in self.files]
-        super().__init__(frame, class_names, sizes, self.files[0][0].feature_dim)
+        width = self.files[0][0].feature_dim
+        super().__init__(frame, class_names, sizes, width, left_out)
 
     def read(self, number: int, rows: npt.NDArray[np.int64] | None = None) -> Features:
         """As `BagSource.read`."""
-        parts, start = [], 0
-        for file in self.files[number]:
-            end = start + file.num_patches
-            own = None if rows is None else rows[(rows >= start) & (rows < end)] - start
+        return read_bag(self.files[number], rows)
+
+
+def read_bag(files: Sequence[FeatureFile], rows: npt.NDArray[np.int64] | None = None) -> Features:
+    """Features of the slides of a bag, one below the other, `(patches, feature_dim)`.
+
+    Args:
+        files: Of the slides.
+        rows: Some of the patches, counted over the bag, in rising order; None is all.
+
+    Raises:
+        DataError: A file is damaged or holds values that are not finite.
+    """
+    parts, start = [], 0
+    for file in files:
+        end = start + file.num_patches
+        own = None if rows is None else rows[(rows >= start) & (rows < end)] - start
+        if own is None or len(own):
             parts.append(file.features(own))
-            start = end
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        start = end
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def open_source(
@@ -139,46 +160,83 @@ def open_source(
 def _file_bags(root: Path, labels: Labels, bag: str) -> FileBags:
     where = slides_in(root)
     frame = labels.frame
-    missing = sorted(set(frame["slide"]) - where.keys())
-    surplus = sorted(where.keys() - set(frame["slide"]))
-    if len(missing) == len(frame):
+    named = set(frame["slide"])
+    if not named & where.keys():
         raise DataError(
-            f"data.root: none of the {len(frame)} slides of the label table is in {root}; "
-            f"it holds {', '.join(sorted(where)[:3])}"
+            f"data.root: none of the {len(frame)} slides of the label table is in {root}; it holds "
+            f"{', '.join(sorted(where)[:2])}, the table names {', '.join(frame['slide'][:2])}"
         )
-    for names, what in ((missing, "no features"), (surplus, "no label")):
-        if names:
-            console.say(f"{len(names)} slides have {what} and are left out, first {names[0]}")
-    frame = frame[frame["slide"].isin(where.keys())]
-    files = {name: open_features(where[name], name) for name in frame["slide"]}
-    empty = [name for name, file in files.items() if not file.num_patches]
-    if empty:
-        console.say(f"{len(empty)} slides have no patches and are left out, first {empty[0]}")
-    frame = frame[~frame["slide"].isin(empty)]
-    if frame.empty:
-        raise DataError(f"data.root: no slide with a label has patches in {root}")
-    _check_widths([files[name] for name in frame["slide"]])
-    frame = frame.assign(id=frame["slide"] if bag == "slide" else frame["case"])
+    without = dict(labels.left_out)
+    without |= dict.fromkeys(sorted(named - where.keys()), "no features")
+    without |= dict.fromkeys(sorted(where.keys() - named - without.keys()), "no label")
+    files, unusable = open_all({name: where[name] for name in frame["slide"] if name in where})
+    without |= unusable
+    _say_left_out(without)
+    if not files:
+        first = next(iter(unusable.items()))
+        raise DataError(f"data.root: no slide with a label can be used; {first[0]}: {first[1]}")
+    _check_widths(list(files.values()))
+    frame = frame[frame["slide"].isin(files.keys())]
+    frame = frame.assign(id=frame["slide"])
+    if bag == "patient":
+        _check_patients(frame)
+        # Who a patient is must not be read off the results.
+        frame["id"] = frame["case"].map(hashed)
     grouped = frame.groupby("id", sort=False)
-    _check_patients(grouped)
     bags = [[files[name] for name in names] for _, names in grouped["slide"]]
-    return FileBags(bags, grouped.first().reset_index(), labels.class_names)
+    return FileBags(bags, grouped.first().reset_index(), labels.class_names, without)
+
+
+def open_all(where: Mapping[str, Path]) -> tuple[dict[str, FeatureFile], dict[str, str]]:
+    """Open the features of many slides.
+
+    Args:
+        where: File of each slide.
+
+    Returns:
+        Slides that can be used, and why the others cannot.
+    """
+    files, unusable = {}, {}
+    for name, path in where.items():
+        try:
+            file = open_features(path, name)
+        except DataError as err:
+            unusable[name] = str(err).removeprefix(f"{name}: ")
+            continue
+        if file.num_patches:
+            files[name] = file
+        else:
+            unusable[name] = "no patches"
+    return files, unusable
+
+
+def _say_left_out(without: Mapping[str, str]) -> None:
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in without.items():
+        by_reason.setdefault(reason, []).append(name)
+    for reason, names in by_reason.items():
+        slides = f"slide {names[0]} is" if len(names) == 1 else f"{len(names)} slides are"
+        first = "" if len(names) == 1 else f", first {names[0]}"
+        console.say(f"{slides} left out: {reason}{first}")
 
 
 def _check_widths(files: Sequence[FeatureFile]) -> None:
-    first = files[0]
-    for file in files:
-        if file.feature_dim != first.feature_dim:
-            raise DataError(
-                f"data.root: features of {file.slide_id} are {file.feature_dim} wide, those of "
-                f"{first.slide_id} {first.feature_dim}; use the files of one encoder"
-            )
-
-
-def _check_patients(grouped: Any) -> None:
-    mixed = grouped["label"].nunique() > 1
-    if mixed.any():
+    widths = Counter(file.feature_dim for file in files)
+    usual = widths.most_common(1)[0][0]
+    other = [file for file in files if file.feature_dim != usual]
+    if other:
         raise DataError(
-            f"data.labels: the slides of {int(mixed.sum())} patients have different labels; "
-            "use --data.bag slide"
+            f"data.root: features of {other[0].slide_id} are {other[0].feature_dim} wide, those of "
+            f"{widths[usual]} of {len(files)} slides {usual}; use the files of one encoder"
         )
+
+
+def _check_patients(frame: pd.DataFrame) -> None:
+    names = [name for name in ("label", "split") if name in frame]
+    for name in names:
+        mixed = int((frame.groupby("case")[name].nunique() > 1).sum())
+        if mixed:
+            raise DataError(
+                f"data.labels: the slides of {mixed} patients differ in the column {name}; "
+                "use --data.bag slide"
+            )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,17 +73,19 @@ def refuse_shared_patients(frame: pd.DataFrame, codes: Codes) -> None:
     parts = used.groupby("case")["part"].nunique()
     if (parts > 1).any():
         raise DataError(
-            f"data.split: {int((parts > 1).sum())} patients are in more than one part; "
-            "if case_id of the table is no patient, pass --data.case slide_id"
+            f"data.split: {int((parts > 1).sum())} of {len(parts)} patients are in more than one "
+            "part; if the column of data.case names no patients, pass --data.case slide_id"
         )
 
 
 def _random(frame: pd.DataFrame, options: SplitOptions) -> Codes:
     shares = np.asarray(options.fractions, float)
     if (shares < 0).any() or not np.isclose(shares.sum(), 1):
-        raise ConfigError(f"data.fractions: must be three shares of 1, got {options.fractions}")
+        raise ConfigError(
+            f"data.fractions: {list(options.fractions)} must be three shares that sum to 1"
+        )
     generator = np.random.default_rng(options.seed)
-    cases = frame.groupby("case", sort=True)["label"].first()
+    cases = frame.groupby("case", sort=True)["label"].max()
     found: dict[str, int] = {}
     for label in _strata(cases):
         names = generator.permutation(cases.index[label].to_numpy())
@@ -117,10 +121,17 @@ def _folds(frame: pd.DataFrame, options: SplitOptions) -> Codes:
         split = grouped.split(rows, strata, frame["case"].to_numpy())
     try:
         fold_of = np.zeros(len(frame), int)
-        for number, (_, held) in enumerate(split):
-            fold_of[held] = number
+        with warnings.catch_warnings():
+            # A class with fewer patients than folds is absent from some; who reads the split
+            # report sees it.
+            warnings.filterwarnings("ignore", "The least populated class", UserWarning)
+            for number, (_, held) in enumerate(split):
+                fold_of[held] = number
     except ValueError as err:
-        raise DataError(f"data.folds: {count} folds of {len(frame)} bags: {err}") from err
+        raise DataError(
+            f"data.folds: {count} folds cannot be made of {len(frame)} bags: "
+            f"{' '.join(str(err).split())}"
+        ) from err
     codes = np.zeros(len(frame), np.int8)
     after = (fold_of - options.fold) % count
     codes[(after > 0) & (after <= options.validation_folds)] = 1
@@ -131,7 +142,9 @@ def _folds(frame: pd.DataFrame, options: SplitOptions) -> Codes:
 def _column(frame: pd.DataFrame) -> Codes:
     if "split" not in frame:
         raise DataError("data.split: the label table has no column split")
-    codes = frame["split"].map(NAMES)
+    # An empty field is a slide that is in no part.
+    names = NAMES | {"": -1}
+    codes = frame["split"].map(names)
     if codes.isna().any():
         odd = frame["split"][codes.isna()].iloc[0]
         raise DataError(f"data.split: {odd!r} in the column split is none of {', '.join(NAMES)}")
@@ -148,14 +161,21 @@ def read_split(path: Path, frame: pd.DataFrame) -> Codes:
         raise ConfigError(f"data.split: {str(path)!r} is no file and none of random, fold, column")
     try:
         parts = _json_parts(path) if path.suffix == ".json" else _csv_parts(path)
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, ValueError) as err:
-        raise DataError(f"data.split: {path.name} is no split file ({err})") from err
+    except (KeyError, TypeError, AttributeError, ValueError, OSError) as err:
+        # Wrong encodings and broken JSON are ValueErrors.
+        text = f"{err} is missing" if isinstance(err, KeyError) else " ".join(str(err).split())
+        raise DataError(f"data.split: {path.name} is no split file ({text})") from err
     twice = [name for name, codes in parts.items() if len(codes) > 1]
     if twice:
         raise DataError(f"data.split: {twice[0]} is in two parts of {path.name}")
-    codes = frame["id"].map({name: next(iter(codes)) for name, codes in parts.items()})
+    found = {name: next(iter(codes)) for name, codes in parts.items()}
+    # A file may name slides or patients.
+    codes = frame["id"].map(found).fillna(frame["case"].map(found))
     if codes.isna().all():
-        raise DataError(f"data.split: {path.name} names none of the {len(frame)} bags")
+        raise DataError(
+            f"data.split: {path.name} names none of the {len(frame)} bags; it names "
+            f"{', '.join(list(found)[:2]) or 'nothing'}, they are {', '.join(frame['id'][:2])}"
+        )
     return np.asarray(codes.fillna(-1), np.int8)
 
 
@@ -167,11 +187,16 @@ def _json_parts(path: Path) -> dict[str, set[int]]:
 
 def _csv_parts(path: Path) -> dict[str, set[int]]:
     table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    if {"id", "split"} <= set(table.columns):
-        return _by_name(list(zip(table["id"], table["split"].map(NAMES), strict=True)))
+    name = next((name for name in ("id", "slide_id", "case_id") if name in table), None)
+    if name is not None and "split" in table:
+        split = table["split"].str.strip().str.lower()
+        unknown = split[~split.isin(NAMES)]
+        if len(unknown):
+            raise ValueError(f"{unknown.iloc[0]!r} in the column split is none of its parts")
+        return _by_name(list(zip(table[name], split.map(NAMES), strict=True)))
     columns = [name for name in table.columns if name.lower() in NAMES]
     if not columns:
-        raise ValueError(f"its columns are {', '.join(table.columns)}")
+        raise ValueError(f"its columns are {', '.join(map(str, table.columns[:6]))}")
     if table[columns].isin(["True", "False"]).all(axis=None):
         names = table.iloc[:, 0]
         pairs = [(n, NAMES[c.lower()]) for c in columns for n in names[table[c] == "True"]]
@@ -183,6 +208,6 @@ def _csv_parts(path: Path) -> dict[str, set[int]]:
 def _by_name(pairs: list[tuple[str, int]]) -> dict[str, set[int]]:
     found: dict[str, set[int]] = {}
     for name, code in pairs:
-        # Spreadsheets turn numbers of slides into fractions.
-        found.setdefault(name.removesuffix(".0"), set()).add(int(code))
+        # Tables with blanks turn slides that are numbers into fractions.
+        found.setdefault(re.sub(r"^(\d+)\.0$", r"\1", name.strip()), set()).add(int(code))
     return found

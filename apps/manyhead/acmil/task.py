@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from manyhead.acmil.bags import Bags
 from manyhead.acmil.losses import negative_entropy, target_loss
 from manyhead.acmil.model import ACMILConfig
 from manyhead.acmil.networks import Network, build_network
+from manyhead.acmil.preprocessor import BagPreprocessor
 from manyhead.acmil.schedule import learning_rate
 from manyhead.acmil.scores import probabilities, score_columns
 from manyhead_core.errors import ConfigError
@@ -118,12 +120,14 @@ class ACMILTask(Task[nn.Module]):
     def on_validation_epoch_end(self) -> None:
         """Log the loss and what selects the best epoch."""
         width = self.config.num_outputs
+        # The metric drops the axis of a single bag.
         logits = self.val_logits.compute().reshape(-1, width)
-        label, event = self.val_label.compute(), self.val_event.compute() > 0
+        label, event = (m.compute().reshape(-1) for m in (self.val_label, self.val_event))
         for metric in (self.val_logits, self.val_label, self.val_event):
             metric.reset()
-        for name, value in selection(logits, label, event, self.config).items():
-            self.log(f"val/{name}", value, prog_bar=True)
+        for name, value in selection(logits, label, event > 0, self.config).items():
+            # All processes have gathered the same.
+            self.log(f"val/{name}", value, prog_bar=True, sync_dist=True)
         super().on_validation_epoch_end()
 
     def test_step(self, bags: Bags, batch_index: int) -> None:
@@ -136,8 +140,9 @@ class ACMILTask(Task[nn.Module]):
         optimiser = torch.optim.AdamW(
             self.net.parameters(), lr=options["lr"], weight_decay=options["weight_decay"]
         )
-        epochs = self.trainer.max_epochs or 1
-        steps = max(1.0, float(self.trainer.estimated_stepping_batches) / max(1, epochs))
+        # Without a number of epochs (trainer.max_steps alone) the cosine spans all steps.
+        epochs = max(1, self.trainer.max_epochs or 1)
+        steps = max(1.0, float(self.trainer.estimated_stepping_batches) / epochs)
 
         def factor(step: int) -> float:
             place = min(step / steps, float(epochs))
@@ -160,9 +165,14 @@ class ACMILTask(Task[nn.Module]):
 
     def _columns(self, bags: Bags, logits: Tensor) -> dict[str, Any]:
         scores = score_columns(logits, self.config, self.class_names)
+        label = bags.label
+        if self.config.target == "regression" and isinstance(self.preprocessor, BagPreprocessor):
+            # The network learns standardised numbers; tables hold those of the label file.
+            scores = {name: self.preprocessor.number(value) for name, value in scores.items()}
+            label = self.preprocessor.number(label)
         data: Any = getattr(self.trainer, "datamodule", None)
         about = data.about(bags.number.tolist()) if hasattr(data, "about") else {}
-        columns = {"id": bags.number, "label": bags.label} | about | scores
+        columns = {"id": bags.number, "label": label} | about | scores
         return columns | ({"event": bags.event} if self.config.target == "survival" else {})
 
 
@@ -187,7 +197,9 @@ def selection(
     present = label.bincount(minlength=config.num_classes) > 0
     # A class that the part does not hold, or that is all of it, has no AUC; it would count as 0.
     defined = present & (label.bincount(minlength=config.num_classes) < len(label))
-    each = multiclass_auroc(found, label, config.num_classes, average=None)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "No (positive|negative) samples in targets")
+        each = multiclass_auroc(found, label, config.num_classes, average=None)
     auroc = each[defined].mean() if defined.any() else torch.tensor(0.5, device=label.device)
     f1 = multiclass_f1_score(found.argmax(-1), label, config.num_classes, average="macro")
     return {"loss": loss, "auroc": auroc.float(), "f1": f1, "score": auroc.float() + f1}

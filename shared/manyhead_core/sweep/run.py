@@ -18,7 +18,7 @@ from manyhead_core.errors import ConfigError, UserError
 from manyhead_core.evaluate.files import read_json, replace, replace_json
 from manyhead_core.sweep.cells import Cell, make_cells
 from manyhead_core.sweep.slurm import write_script
-from manyhead_core.sweep.table import Line, gather, summarise
+from manyhead_core.sweep.table import POOLED, Line, gather, pool_folds, summarise
 from manyhead_core.sweep.worker import State, is_done, read_state, run_cell
 
 PLAN = "sweep.json"
@@ -50,12 +50,13 @@ def sweep(
             'base;wide:model.net.dim=32;deep:model.net.widths=[64,64,64,64]'. The first is the
             reference.
         seeds: Seeds, as 0,1,2 or 0-4.
-        folds: Number of folds; 0 for the one split of the config.
+        folds: Number of folds; 0 for the one split of the config. The table then also has the
+            metrics of the test samples of all folds together, pooled/NAME, one value a seed.
         fold_options: Options of the run of one fold; {fold} counts from 0.
         out: Folder of the sweep, of its own.
         jobs: Runs at the same time; with `slurm`, tasks at the same time if more than 1.
         metric: Metrics of the printed table, separated by commas; default: the metric that selects
-            checkpoints, and auroc.
+            checkpoints, and auroc; of folds also pooled, with accuracy.
         slurm: Write a SLURM array script to this file instead of running.
         cell: Run this one cell, counted from 0, and print no table.
         strict: Exit with code 2 when any run failed.
@@ -73,6 +74,9 @@ def sweep(
     _run(cells, out, jobs)
     states = _report(cells, out)
     values = gather(cells, out)
+    pooled = pool_folds(cells, out, app.load("evaluate")) if folds else values[:0]
+    if len(pooled):
+        values = pd.concat([values, pooled], ignore_index=True)
     if values.empty:
         raise UserError(f"all {len(cells)} runs failed; see {out / 'report.csv'}; {_first(states)}")
     _tabulate(app, values, out, metric)
@@ -157,6 +161,8 @@ def _chosen(app: App, lines: Sequence[Line], metric: str) -> list[str]:
     known = list(dict.fromkeys(line.metric for line in lines))
     if not metric:
         usual = [app.monitor.rpartition("/")[2], "auroc"]
+        # Of folds, a value of all samples says more than a mean over small parts.
+        usual += [f"{POOLED}{name}" for name in (*usual, "accuracy")]
         return [name for name in usual if name in known] or known[:1]
     wanted = [name.strip() for name in metric.split(",")]
     unknown = [name for name in wanted if name not in known]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,15 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t
 
+from manyhead_core.cli import console
+from manyhead_core.errors import DataError
 from manyhead_core.evaluate.files import read_json
+from manyhead_core.evaluate.predictions import Evaluated, read_predictions
 from manyhead_core.sweep.cells import Cell
 from manyhead_core.sweep.worker import is_done, read_state
 
 KEYS = ["variant", "seed", "fold"]
+POOLED = "pooled/"
 
 
 @dataclass(frozen=True)
@@ -67,11 +71,55 @@ def gather(cells: Sequence[Cell], out: Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*KEYS, "metric", "value"])
 
 
+def pool_folds(
+    cells: Sequence[Cell], out: Path, evaluate: Callable[[pd.DataFrame], Evaluated]
+) -> pd.DataFrame:
+    """One row a variant, seed and metric `pooled/<name>`: the folds' test samples as one table.
+
+    Each sample is predicted once, by the fold that held it out. A seed counts when all of its folds
+    are done and share no sample.
+
+    Args:
+        cells: All cells; those without a fold are left alone.
+        out: Folder of the sweep.
+        evaluate: Metrics of a table of predictions.
+    """
+    rows: list[dict[str, Any]] = []
+    for (variant, seed), folds in _by_seed(cells).items():
+        if not all(is_done(cell, out) for cell in folds):
+            continue
+        states = [(cell, read_state(cell, out)) for cell in folds]
+        places = [cell.folder(out) / state.run for cell, state in states if state is not None]
+        try:
+            frame = pd.concat([read_predictions(place) for place in places], ignore_index=True)
+            if frame["id"].duplicated().any():
+                raise DataError("two folds test the same sample")
+            found = evaluate(frame).to_json()["metrics"]
+        except DataError as err:
+            console.say(f"{variant}/seed-{seed}: folds are not pooled: {err}")
+            continue
+        key = {"variant": variant, "seed": seed, "fold": -1}
+        rows += [
+            key | {"metric": f"{POOLED}{name}", "value": entry["value"]}
+            for name, entry in found.items()
+            if entry["value"] is not None
+        ]
+    return pd.DataFrame(rows, columns=[*KEYS, "metric", "value"])
+
+
+def _by_seed(cells: Sequence[Cell]) -> dict[tuple[str, int], list[Cell]]:
+    found: dict[tuple[str, int], list[Cell]] = {}
+    for cell in cells:
+        if cell.fold is not None:
+            found.setdefault((cell.variant, cell.seed), []).append(cell)
+    return found
+
+
 def summarise(values: pd.DataFrame) -> list[Line]:
     """Mean, spread and paired difference of every variant and metric.
 
     The interval speaks of the chance of seeds and folds on this one test set. Folds share training
-    samples, so with folds it is somewhat too narrow.
+    samples, so with folds it is somewhat too narrow; pooled metrics have one value a seed.
 
     Args:
         values: As `gather` gives it; its first variant is the reference.

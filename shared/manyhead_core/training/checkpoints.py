@@ -10,6 +10,10 @@ import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
+from torch import Tensor
+
+from manyhead_core.cli import console
+from manyhead_core.errors import ConfigError
 
 
 class AtomicFiles(TorchCheckpointIO):
@@ -45,6 +49,8 @@ class AtomicFiles(TorchCheckpointIO):
 class BestCheckpoint(ModelCheckpoint):
     """`best.ckpt`, by the metric that selects the model.
 
+    Where nothing validates there is nothing to select by: the last epoch is the best.
+
     Args:
         folder: Where the file goes.
         monitor: Logged metric.
@@ -61,6 +67,34 @@ class BestCheckpoint(ModelCheckpoint):
             enable_version_counter=False,
         )
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say so where nothing validates.
+
+        Raises:
+            ConfigError: Training shall stop early by a metric that nobody computes.
+        """
+        super().on_train_start(trainer, pl_module)
+        if validates(trainer):
+            return
+        if trainer.early_stopping_callbacks:
+            raise ConfigError(
+                "early_stopping: needs a validation part, and there is none; leave early_stopping "
+                "out or hold out data for validation"
+            )
+        if trainer.is_global_zero:
+            console.say("no validation part: the last epoch counts as the best")
+
+    def _should_save_on_train_epoch_end(self, trainer: Trainer) -> bool:
+        return not validates(trainer) or super()._should_save_on_train_epoch_end(trainer)
+
+    def _save_topk_checkpoint(
+        self, trainer: Trainer, monitor_candidates: dict[str, Tensor]
+    ) -> None:
+        if validates(trainer):
+            super()._save_topk_checkpoint(trainer, monitor_candidates)
+        else:
+            self._save_none_monitor_checkpoint(trainer, monitor_candidates)
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from the best so far, also when the run folder has moved."""
         before, now = state_dict["dirpath"], str(self.dirpath)
@@ -75,6 +109,11 @@ class BestCheckpoint(ModelCheckpoint):
             | {name: moved(state_dict[name]) for name in paths}
             | {"dirpath": self.dirpath, "best_k_models": scores}
         )
+
+
+def validates(trainer: Trainer) -> bool:
+    """Whether the fit has batches to validate on."""
+    return sum(trainer.num_val_batches) > 0
 
 
 class LastCheckpoint(ModelCheckpoint):

@@ -7,7 +7,8 @@ from collections import defaultdict
 
 import pytest
 
-MECHANISM = re.compile(r"test_mixer_(\w+)\.py::test_([a-z0-9_]+)", re.IGNORECASE)
+MECHANISM = re.compile(r"test_mixer_(\w+)\.py::test_([a-z0-9_]+)(?:\[([a-z_0-9]+))?", re.I)
+SUITE = "conformance"  # one file for all mechanisms; they stand in brackets
 OUTCOMES = ("passed", "failed", "error", "skipped")
 
 
@@ -18,7 +19,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         for report in terminalreporter.stats.get(outcome, []):
             match = MECHANISM.search(getattr(report, "nodeid", ""))
             if match:
-                found[match[1].lower()][outcome].add(match[2].replace("_", " "))
+                file, name, first = match.groups()
+                mechanism = first if file == SUITE and first else file
+                found[mechanism.lower()][outcome].add(name.replace("_", " "))
     if not found:
         return
     terminalreporter.section("invariants by mechanism")

@@ -61,9 +61,7 @@ ROWS: dict[str, Row] = {
     "softmax": Row(plain=True),
     "moh": Row(options={"shared_heads": 1, "routed_heads": 2}),
     # With more than one step, the convolution of queries starts anew at every segment.
-    "rcmha": Row(
-        options={"max_distance": 128}, decoding={"kernel_size": 1, "memory_length": KEYS}
-    ),
+    "rcmha": Row(options={"max_distance": 128}, decoding={"kernel_size": 1, "memory_length": KEYS}),
     "linear": Row(),
     "inline": Row(),
     "spectral": Row(options={"size": GRID}),
@@ -131,10 +129,7 @@ def mixer_of(name: str, **options: Any) -> TokenMixer:
     """In evaluation, with weights that make scores of about one."""
     mixer = build(name, dim=DIM, num_heads=HEADS, **{**ROWS[name].options, **options}).eval()
     for weight in mixer.parameters():
-        if weight.dim() > 1:
-            nn.init.normal_(weight, std=2 * weight.shape[-1] ** -0.5)
-        else:
-            nn.init.normal_(weight.data.add_(0.1 * torch.randn_like(weight)), std=0.5)
+        nn.init.normal_(weight, std=2 * weight.shape[-1] ** -0.5 if weight.dim() > 1 else 0.5)
     if name == "gaam":
         # Widths of Gaussians are no weights: near zero they have no precision left.
         for head in mixer.attention_heads:
@@ -178,6 +173,12 @@ def call_of(name: str, pattern: str, **options: Any) -> Call:
     return Call(mixer, pattern, x, context, grid)
 
 
+def with_backend(mixer: TokenMixer, backend: Any) -> None:
+    for layer in mixer.modules():
+        if isinstance(layer, Attend):
+            layer.backend = backend
+
+
 def assert_same(found: Tensor, expected: Tensor) -> None:
     assert found.shape == expected.shape
     assert (found - expected).abs().sum() <= TOLERANCE
@@ -215,9 +216,7 @@ def test_pattern_runs_and_the_tokens_reach_the_output(name: str, pattern: str) -
 def test_kernels_agree_with_the_written_out_form(name: str, pattern: str) -> None:
     call = call_of(name, pattern)
     expected = call().y
-    for layer in call.mixer.modules():
-        if isinstance(layer, Attend):
-            layer.backend = "eager"
+    with_backend(call.mixer, "eager")
     assert_same(call().y, expected)
     sites = [n for n, s in attention_sites(call.mixer).items() if isinstance(s, Attend)]
     with edit_weights(call.mixer, {site: lambda weights: weights for site in sites}):
@@ -360,11 +359,13 @@ def test_masked_keys_change_nothing(name: str, pattern: str) -> None:
     assert (other(mask=KeyPadding(valid)).y[shown] - expected).abs().max() <= 1e-6
 
 
+@pytest.mark.parametrize("backend", ["auto", "eager"])
 @pytest.mark.parametrize(("name", "pattern"), cases(*ALL, mask=MASKED))
 def test_fully_masked_rows_are_zero_before_the_output_and_have_finite_gradients(
-    name: str, pattern: str
+    name: str, pattern: str, backend: str
 ) -> None:
     call = call_of(name, pattern)
+    with_backend(call.mixer, backend)
     call.x.requires_grad_()
     call.source.requires_grad_()
     nothing = torch.ones(BATCH, call.source.shape[1], dtype=torch.bool)

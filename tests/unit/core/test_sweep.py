@@ -38,7 +38,11 @@ elif words[1] == "test":
     options = json.loads((run / "checkpoints" / "last.ckpt").read_text())
     value = float(options.get("model.lr", 1)) + 0.1 * int(options["seed_everything"])
     entry = {"value": value, "low": None, "high": None}
-    (run / "predictions.csv").write_text("id\\n")
+    fold = int(options.get("data.fold", 0))
+    names = [0, 1] if options.get("model.overlap") else [2 * fold, 2 * fold + 1]
+    scores = [0.2 + 0.1 * fold, 0.7 + 0.1 * fold]
+    rows = [f"{name},{k},ok,{score}" for k, (name, score) in enumerate(zip(names, scores))]
+    (run / "predictions.csv").write_text("\\n".join(["id,label,status,score", *rows]) + "\\n")
     (run / "metrics.json").write_text(json.dumps({"metrics": {"logloss": entry}}))
 """
 
@@ -135,6 +139,28 @@ def test_a_failed_cell_is_listed_with_its_line_and_the_rest_goes_on(
         sweep(tmp_path / "none", "model.fail=1", seeds="0")
     log = (out / "autoint/bad/seed-0/log.txt").read_text()
     assert log.startswith("$ manyhead autoint fit")
+
+
+@pytest.mark.usefixtures("journal")
+def test_the_samples_of_all_folds_are_evaluated_as_one_table(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert sweep(out, folds=3) == 0
+    table = pd.read_csv(out / "summary.csv").set_index("metric")
+    assert table.loc["logloss", "runs"] == 6
+    assert table.loc["pooled/auroc", "runs"] == 2
+    assert table.loc["pooled/auroc", "mean"] == 1.0
+    scores = np.array([0.2, 0.3, 0.4, 0.7, 0.8, 0.9])
+    expected = -np.log(np.r_[1 - scores[:3], scores[3:]]).mean()
+    assert table.loc["pooled/logloss", "mean"] == pytest.approx(expected)
+
+
+@pytest.mark.usefixtures("journal")
+def test_folds_that_share_samples_are_not_pooled(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert sweep(tmp_path / "out", "model.overlap=1", folds=2, seeds="0") == 0
+    assert not pd.read_csv(tmp_path / "out/summary.csv")["metric"].str.startswith("pooled").any()
+    assert "two folds test the same sample" in capsys.readouterr().err
 
 
 def test_one_cell_of_an_array(tmp_path: Path, journal: Path) -> None:

@@ -128,9 +128,10 @@ def _overlaid(
     """Mean score of the patches over each pixel, `(height, width)`."""
     total = np.zeros((size[1], size[0]))
     count = np.zeros((size[1], size[0]), np.int64)
-    for (x, y), score in zip(places, scores, strict=True):
-        total[y : y + box[1], x : x + box[0]] += score
-        count[y : y + box[1], x : x + box[0]] += 1
+    wide, high = box.tolist()
+    for (x, y), score in zip(places.tolist(), scores.tolist(), strict=True):
+        total[y : y + high, x : x + wide] += score
+        count[y : y + high, x : x + wide] += 1
     covered = count > 0
     total[covered] /= count[covered]
     if options.blur:
@@ -148,12 +149,13 @@ def _coloured(
     options: HeatmapOptions,
 ) -> Pixels:
     found = base.copy()
-    colours = colormaps[options.colormap]
-    for (x, y), score in zip(places, scores, strict=True):
-        if score >= options.threshold:
-            here = (slice(y, y + box[1]), slice(x, x + box[0]))
-            # Truncated, not rounded, as the reference does.
-            found[here] = (colours(pixels[here])[..., :3] * 255).astype(np.uint8)
+    chosen = np.zeros(pixels.shape, bool)
+    wide, high = box.tolist()
+    for x, y in places[scores >= options.threshold].tolist():
+        chosen[y : y + high, x : x + wide] = True
+    # Every pixel once: a hundred thousand patches overlap at this scale. Truncated, not rounded,
+    # as the reference does.
+    found[chosen] = (colormaps[options.colormap](pixels[chosen])[:, :3] * 255).astype(np.uint8)
     return found
 
 

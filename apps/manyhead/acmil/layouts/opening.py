@@ -59,8 +59,7 @@ def slides_in(root: Path) -> dict[str, Path]:
         raise DataError(f"features: no folder {root}")
     found: dict[str, Path] = {}
     for path in _files(root):
-        names = (groups_in(path) if path.suffix in HDF5 else []) or [path.stem]
-        for name in names:
+        for name in _slides_of(path):
             if name in found:
                 raise DataError(
                     f"features: {name} is in {found[name].relative_to(root)} and in "
@@ -70,6 +69,14 @@ def slides_in(root: Path) -> dict[str, Path]:
     if not found:
         raise DataError(f"features: {root} holds no {', '.join((*HDF5, *ARRAYS))} file")
     return found
+
+
+def _slides_of(path: Path) -> list[str]:
+    """Slides of one file of a folder; a damaged one fails alone, when it is opened."""
+    try:
+        return (groups_in(path) if path.suffix in HDF5 else []) or [path.stem]
+    except DataError:
+        return [path.stem]
 
 
 def _files(root: Path) -> Iterator[Path]:

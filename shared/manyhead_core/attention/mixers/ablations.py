@@ -32,6 +32,7 @@ def _able(patterns: frozenset[Pattern], *, stateful: bool = False) -> Capabiliti
         layouts=frozenset({"1d", "2d", "set"}),
         mask="any",
         maps=True,
+        heads=True,
         stateful=stateful,
     )
 

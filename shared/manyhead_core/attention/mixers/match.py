@@ -183,6 +183,7 @@ class MatchAttention(TokenMixer):
         patterns=frozenset({"NS", "NC"}),
         layouts=frozenset({"2d"}),
         maps=True,
+        heads=True,
     )
 
     def __init__(
@@ -233,8 +234,12 @@ class MatchAttention(TokenMixer):
         grid: tuple[int, int] | None,
         memory: Any,  # noqa: ARG002
         maps: MapRequest | None,
+        head_gate: Tensor | None = None,
     ) -> MixerOutput:
-        """The centre of a window is the token's own place and what its last channels hold."""
+        """The centre of a window is the token's own place and what its last channels hold.
+
+        `head_gate`, `(heads,)` or `(batch, heads)`, multiplies the outputs of the heads.
+        """
         if context is not None and not self.cross:
             raise UnsupportedPattern("match: cross=False has no gate; build it with cross=True")
         if context is not None and context.shape[1] != x.shape[1]:
@@ -259,7 +264,8 @@ class MatchAttention(TokenMixer):
             scale=self.scale,
             attend=self.attend,
         )
-        out = self.heads(found.out.transpose(1, 2), partial(window_maps, found))
+        out = found.out.transpose(1, 2)
+        out = self.heads(out, partial(window_maps, found), head_gate=head_gate)
         out = out.transpose(1, 2).flatten(2)
         if context is None:
             y = self.proj(out)

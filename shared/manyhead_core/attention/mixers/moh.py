@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from manyhead_core.attention.masks import Mask, Shape
+from manyhead_core.attention.masks import Causal, Mask, Shape
 from manyhead_core.attention.mixers.softmax import Attention
 from manyhead_core.errors import ConfigError
 
@@ -139,7 +139,8 @@ class MixtureOfHeads(Attention):
         if not self.training or not self.routed_heads:
             return out, {}
         allowed = None
-        if mask is not None:
+        # Under plain causality every token sees itself, so all of them are real.
+        if mask is not None and not (isinstance(mask, Causal) and context is None):
             keys = x.shape[1] if context is None else context.shape[1]
             batch, count, tokens, _ = query.shape
             allowed = mask.dense(Shape(batch, count, tokens, keys, query.device))

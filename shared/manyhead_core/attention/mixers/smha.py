@@ -97,6 +97,7 @@ class SelectiveAttention(Attention):
         layouts=frozenset({"1d", "set"}),
         mask="any",
         maps=True,
+        heads=True,
     )
 
     def __init__(

@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import numpy.typing as npt
+import shapely
 
 from manyhead.acmil.coordinates import Patches
 from manyhead.acmil.polygons import locate
@@ -136,11 +137,35 @@ def excluded(outline: Outline) -> bool:
 
 
 def tissue_geojson(tissue: Tissue) -> dict[str, Any]:
-    """Contours with their holes as QuPath reads them."""
+    """Contours with their holes as QuPath reads them; each is one or more valid polygons."""
     return collection(
-        feature([contour, *holes], "Tissue", (0, 160, 60))
+        feature(rings, "Tissue", (0, 160, 60))
         for contour, holes in zip(tissue.contours, tissue.holes, strict=True)
+        for rings in valid_rings(contour, holes)
     )
+
+
+def valid_rings(
+    contour: npt.NDArray[Any], holes: Sequence[npt.NDArray[Any]]
+) -> list[list[npt.NDArray[np.float64]]]:
+    """Outer ring and holes of the valid polygons that a contour encloses.
+
+    A border that follows pixels runs to and fro along pieces one pixel wide, which makes a polygon
+    that viewers refuse.
+    """
+    if len(contour) < 3:
+        return []
+    inner = [hole for hole in holes if len(hole) > 2]
+    whole = shapely.Polygon(contour, inner)
+    if whole.is_valid:
+        return [[contour, *inner]]
+    # Lines that are left over enclose nothing.
+    parts = shapely.get_parts(shapely.make_valid(whole, method="structure"))
+    return [
+        [shapely.get_coordinates(ring)[:-1] for ring in (part.exterior, *part.interiors)]
+        for part in parts
+        if isinstance(part, shapely.Polygon)
+    ]
 
 
 def collection(features: Iterable[dict[str, Any]]) -> dict[str, Any]:

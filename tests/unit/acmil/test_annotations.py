@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import shapely.geometry
 
 pytest.importorskip("cv2", reason="needs the extra wsi")
 
@@ -106,3 +107,12 @@ def test_files_of_another_kind_cost_one_line(tmp_path: Path) -> None:
             read_outlines(tmp_path / name)
     with pytest.raises(DataError, match="no file"):
         read_outlines(tmp_path / "absent.xml")
+
+
+def test_a_border_that_runs_to_and_fro_becomes_valid_polygons() -> None:
+    spike = np.array([[0, 0], [4, 0], [4, 2], [8, 2], [4, 2], [4, 4], [0, 4]], np.int32)
+    bow = np.array([[10, 0], [14, 4], [14, 0], [10, 4]], np.int32)
+    content = tissue_geojson(Tissue([spike, bow], [[], []], 0))
+    shapes = [shapely.geometry.shape(entry["geometry"]) for entry in content["features"]]
+    assert all(shape.is_valid for shape in shapes)
+    assert sum(shape.area for shape in shapes) == 16 + 8

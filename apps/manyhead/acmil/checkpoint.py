@@ -6,9 +6,11 @@ sizes are read off the shapes.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,13 @@ from manyhead.acmil.baselines.clam import CLAM
 from manyhead.acmil.baselines.dsmil import DSMIL
 from manyhead.acmil.model import ACMILConfig
 from manyhead.acmil.networks import build_network
+from manyhead.acmil.preprocessor import BagPreprocessor
 from manyhead_core.cli import console
-from manyhead_core.errors import WeightsError
+from manyhead_core.errors import ConfigError, WeightsError
 from manyhead_core.hub.pickles import read_pickled_state
 from manyhead_core.hub.pretrained import PretrainedModel, load_strictly
 from manyhead_core.hub.reading import read_arrays
+from manyhead_core.training.plain import to_plain
 
 # Weights of losses, which the network does not need.
 SKIPPED = re.compile(r"instance_loss_fn\.")
@@ -193,30 +197,76 @@ def recognise(weights: Mapping[str, Tensor]) -> Official:
     return _acmil(weights)
 
 
-def import_official(official: Path, out: Path, /) -> None:
+def import_official(official: Path, out: Path, /, class_names: str = "") -> None:
     """Convert a published checkpoint into weights of the suite, without executing anything in it.
 
-    ACMIL becomes a weights folder; a baseline a .safetensors file with its config in the header.
+    Both results are what `predict` and `explain` take as weights.
 
     Args:
         official: Checkpoint of ACMIL, ABMIL, MHA, CLAM, DSMIL or TransMIL: .pt, .pth, .ckpt,
             .npz or .safetensors.
-        out: Folder, or for a baseline a file ending in .safetensors; must not exist.
+        out: Weights folder for ACMIL, file ending in .ckpt for a baseline; must not exist.
+        class_names: Names of the classes in order, separated by commas; default: their numbers.
     """
     if out.exists():
         raise WeightsError(f"out: {out} exists; choose another name")
-    arrays = official.suffix in (".npz", ".safetensors")
-    weights = read_arrays(official) if arrays else read_pickled_state(official)
-    kept = canonical(weights)
+    kept = _read(official)
     found = recognise(kept)
     network = found.build()
     load_strictly(network, from_official(kept, found), str(official))
-    _write(network, found, out)
+    preprocessor = BagPreprocessor(found.config.feature_dim, _names(class_names, found.config))
+    if isinstance(network, PretrainedModel):
+        network.preprocessor_state = preprocessor.state()
+        network.save_pretrained(out)
+    else:
+        _write_baseline(network, found, preprocessor, out)
     config = found.config
     console.result(
         f"imported {len(kept)} tensors of {found.network}: {config.feature_dim} features, width "
         f"{config.width}, {config.num_classes} classes; written: {out}"
     )
+
+
+def _names(class_names: str, config: ACMILConfig) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in class_names.split(",") if name.strip())
+    if names and len(names) != config.num_classes:
+        raise ConfigError(
+            f"class_names: {len(names)} names, but the checkpoint has {config.num_classes} classes"
+        )
+    return names or tuple(str(number) for number in range(config.num_classes))
+
+
+def _write_baseline(
+    network: nn.Module, found: Official, preprocessor: BagPreprocessor, out: Path
+) -> None:
+    """A checkpoint as `fit` writes it: a weights folder holds ACMIL only."""
+    if out.suffix != ".ckpt":
+        raise WeightsError(f"out: {out} has to end in .ckpt; {found.network} is a baseline")
+    if any(found.options.values()):
+        raise WeightsError(
+            "weights: DSMIL with a second layer of queries is no baseline of fit; load it in "
+            "Python with manyhead.acmil.checkpoint.load_official"
+        )
+    meta, tensors = preprocessor.state()
+    content = {
+        "state_dict": {f"net.{name}": tensor for name, tensor in network.state_dict().items()},
+        "hyper_parameters": to_plain({"net": found.config, "network": found.network}),
+        "manyhead": {
+            "app": "acmil",
+            "version": version("manyhead"),
+            "format": 1,
+            "preprocessor": {"meta": json.dumps(meta, sort_keys=True), "tensors": tensors},
+        },
+    }
+    partial = out.with_name(f"{out.name}.partial")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(content, partial)
+    partial.replace(out)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    arrays = path.suffix in (".npz", ".safetensors")
+    return canonical(read_arrays(path) if arrays else read_pickled_state(path))
 
 
 def canonical(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -232,16 +282,6 @@ def canonical(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def _write(network: nn.Module, found: Official, out: Path) -> None:
-    if isinstance(network, PretrainedModel):
-        network.save_pretrained(out)
-        return
-    raise WeightsError(
-        f"weights: {found.network} is a baseline; load it in Python with "
-        "manyhead.acmil.checkpoint.load_official"
-    )
-
-
 def load_official(path: Path) -> nn.Module:
     """A network with the weights of a published checkpoint, in evaluation mode.
 
@@ -251,8 +291,7 @@ def load_official(path: Path) -> nn.Module:
     Raises:
         WeightsError: The file is unreadable or of no known network.
     """
-    arrays = path.suffix in (".npz", ".safetensors")
-    kept = canonical(read_arrays(path) if arrays else read_pickled_state(path))
+    kept = _read(path)
     found = recognise(kept)
     network = found.build()
     load_strictly(network, from_official(kept, found), str(path))

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from manyhead import registry
 from manyhead.acmil.baselines.clam import CLAM
 from manyhead.acmil.checkpoint import (
     TABLES,
@@ -18,7 +19,8 @@ from manyhead.acmil.checkpoint import (
 )
 from manyhead.acmil.model import ACMIL, ACMILConfig
 from manyhead.acmil.networks import build_network
-from manyhead_core.errors import WeightsError
+from manyhead_core.errors import ConfigError, WeightsError
+from manyhead_core.hub.loading import load_weights
 
 SMALL = {"feature_dim": 12, "dim": 16, "hidden_dim": 4, "num_classes": 3, "num_branches": 2}
 CASES = [
@@ -101,3 +103,26 @@ def test_foreign_files_are_refused_in_one_line(tmp_path: Path) -> None:
     torch.save(official | {"surplus.weight": torch.zeros(2)}, tmp_path / "more.pt")
     with pytest.raises(WeightsError, match=r"surplus\.weight"):
         import_official(tmp_path / "more.pt", tmp_path / "out")
+
+
+def test_an_imported_baseline_scores_as_the_original(tmp_path: Path) -> None:
+    net, official = official_of("clam_mb", "clam_mb", {})
+    torch.save(official, tmp_path / "clam.pt")
+    names = "normal,low,high"
+    with pytest.raises(WeightsError, match=r"end in \.ckpt"):
+        import_official(tmp_path / "clam.pt", tmp_path / "folder", names)
+    with pytest.raises(ConfigError, match="2 names, but the checkpoint has 3 classes"):
+        import_official(tmp_path / "clam.pt", tmp_path / "clam.ckpt", "a,b")
+    import_official(tmp_path / "clam.pt", tmp_path / "clam.ckpt", names)
+    loaded = load_weights(registry.get("acmil"), tmp_path / "clam.ckpt")
+    assert loaded.need_preprocessor()[0]["class_names"] == names.split(",")
+    features = torch.randn(5, 12)
+    assert torch.equal(loaded.net(features).logits, net.eval()(features).logits)
+
+
+def test_imported_weights_know_their_features_and_classes(tmp_path: Path) -> None:
+    _, official = official_of(*CASES[0])
+    torch.save(official, tmp_path / "a.pth")
+    import_official(tmp_path / "a.pth", tmp_path / "weights")
+    loaded = load_weights(registry.get("acmil"), tmp_path / "weights")
+    assert loaded.need_preprocessor()[0]["class_names"] == ["0", "1", "2"]

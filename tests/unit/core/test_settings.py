@@ -60,6 +60,7 @@ def test_slow_kernels_pass_by_default() -> None:
 
 
 def test_safe_turns_cudnn_off_and_default_restores_it() -> None:
+    configure_sdp("default")  # a fit of another test in this process has set it
     before = torch.backends.cuda.cudnn_sdp_enabled()
     try:
         configure_sdp("safe")

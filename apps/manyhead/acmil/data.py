@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +18,7 @@ from manyhead.acmil.sources import BagSource, open_source
 from manyhead.acmil.splits import PARTS, SplitOptions, assign
 from manyhead_core.errors import ConfigError, DataError
 from manyhead_core.evaluate.files import replace
+from manyhead_core.training.random_state import run_seed
 
 
 class BagData(LightningDataModule):
@@ -256,8 +256,3 @@ class BagData(LightningDataModule):
 
 def _write(path: Path, table: pd.DataFrame) -> None:
     replace(path, lambda partial: table.to_csv(partial, index=False, lineterminator="\n"))
-
-
-def run_seed() -> int:
-    """Seed of the run, as `seed_everything` has set it; 0 without one."""
-    return int(os.environ.get("PL_GLOBAL_SEED", "0"))

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torchmetrics import CatMetric
@@ -20,6 +21,7 @@ from manyhead.acmil.preprocessor import BagPreprocessor
 from manyhead.acmil.schedule import learning_rate
 from manyhead.acmil.scores import probabilities, score_columns
 from manyhead_core.errors import ConfigError
+from manyhead_core.evaluate.survival import pair_counts
 from manyhead_core.training.task import Task
 
 
@@ -206,14 +208,14 @@ def selection(
 
 
 def concordance(risk: Tensor, time: Tensor, event: Tensor) -> Tensor:
-    """Harrell's C: share of comparable pairs in which the higher risk fails first.
+    """Harrell's C, with the pairs that `evaluate` counts; one half where none can be compared.
 
     Args:
         risk: Log hazards, `(bags,)`.
         time: Times, `(bags,)`.
         event: True where the event was seen, `(bags,)`.
     """
-    earlier = (time[:, None] < time[None, :]) & event[:, None]
-    higher = (risk[:, None] > risk[None, :]).double() + 0.5 * (risk[:, None] == risk[None, :])
-    pairs = earlier.sum()
-    return (higher * earlier).sum() / pairs if pairs else torch.tensor(0.5, device=risk.device)
+    scores, times, seen = (part.detach().cpu().numpy() for part in (risk, time, event))
+    wins, pairs = pair_counts(scores, times, seen, np.zeros(len(risk), np.int64))
+    share = wins.sum() / pairs.sum() if pairs.sum() else 0.5
+    return torch.tensor(share, device=risk.device)

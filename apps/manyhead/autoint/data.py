@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -25,6 +24,7 @@ from manyhead.autoint.splitting import SplitOptions, Strategy, assign
 from manyhead.autoint.store import Store
 from manyhead_core.cli import console
 from manyhead_core.errors import ConfigError, DataError
+from manyhead_core.training.random_state import run_seed
 
 Format = Literal["movielens-1m", "movielens-100k", "criteo", "avazu", "kdd12", "table", "encoded"]
 SPLITS: dict[str, Strategy] = {
@@ -301,11 +301,6 @@ def with_buckets(schema: Schema, buckets: int) -> Schema:
         for field in schema.fields
     )
     return dataclasses.replace(schema, fields=fields)
-
-
-def run_seed() -> int:
-    """Seed of the run, as `seed_everything` has set it; 0 without one."""
-    return int(os.environ.get("PL_GLOBAL_SEED", "0"))
 
 
 def _identity(file: Path) -> tuple[str, int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from typing import Any
 
@@ -75,3 +76,8 @@ def restore(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"].cpu())
     if state["cuda"] and torch.cuda.device_count() == len(state["cuda"]):
         torch.cuda.set_rng_state_all([words.cpu() for words in state["cuda"]])
+
+
+def run_seed() -> int:
+    """Seed of the run, as `seed_everything` has set it; 0 without one."""
+    return int(os.environ.get("PL_GLOBAL_SEED", "0"))

@@ -39,12 +39,8 @@ class DSMIL(BagNetwork):
         instance = self.instance_head(x).float()
         query = self.query(x)
         counts = cu_seqlens.diff().tolist()
-        critical = torch.stack(
-            [
-                bag.argmax(0) + start
-                for bag, start in zip(instance.split(counts), cu_seqlens, strict=False)
-            ]
-        )
+        starts = zip(instance.split(counts), cu_seqlens[:-1], strict=True)
+        critical = torch.stack([bag.argmax(0) + start for bag, start in starts])
         asked = query[critical] * query.shape[1] ** -0.5
         pairs = zip(query.split(counts), asked, strict=True)
         scores = torch.cat([own @ asked_by.T for own, asked_by in pairs])

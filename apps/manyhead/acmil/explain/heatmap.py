@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -166,9 +165,3 @@ def _inside(tissue: Tissue, corner: Point, scale: Floats, size: Point) -> npt.ND
             shifted = ((border - corner) * scale).astype(np.int32)
             cv2.drawContours(mask, [shifted], -1, value, cv2.FILLED)
     return mask.astype(bool)
-
-
-def downsample_for(slide: Slide, longest: int) -> int:
-    """Level whose longest side is at most `longest` pixels, or the coarsest."""
-    width, height = slide.dimensions
-    return slide.best_level(math.ceil(max(width, height) / longest))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,8 +12,9 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from manyhead_core.app import App, find
+from manyhead_core.app import App, Command, find
 from manyhead_core.cli import console
+from manyhead_core.cli.main import run
 from manyhead_core.errors import UserError
 from manyhead_core.evaluate.html import Page
 
@@ -46,6 +49,34 @@ class Story:
     tables: list[tuple[str, list[str], list[list[str]]]] = field(default_factory=list)
     figures: list[tuple[str, Figure]] = field(default_factory=list)
     commands: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Commands:
+    """Runs command lines of one app and remembers them for the report.
+
+    Args:
+        app: Name of the app.
+        apps: The apps of the suite.
+        top: Commands beside the apps.
+        lines: What was run.
+    """
+
+    app: str
+    apps: Mapping[str, App]
+    top: Sequence[Command]
+    lines: list[str] = field(default_factory=list)
+
+    def __call__(self, *words: object) -> None:
+        """Run `manyhead APP WORDS`.
+
+        Raises:
+            UserError: The command failed; it has said why.
+        """
+        argv = [self.app, *map(str, words)]
+        self.lines.append(shlex.join(["manyhead", *argv]))
+        if run(argv, self.apps, self.top, "", script=sys.argv[0]):
+            raise UserError(f"demo: the step failed: {self.lines[-1]}")
 
 
 def demo(

@@ -21,8 +21,7 @@ from manyhead.acmil.explain.enrichment import Enrichment, Outlined, enrichment
 from manyhead.acmil.layouts import open_features
 from manyhead.acmil.predict import BagScorer
 from manyhead.acmil.slides import open_slide
-from manyhead_core.cli.main import run
-from manyhead_core.demo import Check, Story
+from manyhead_core.demo import Check, Commands, Story
 from manyhead_core.errors import UserError
 from manyhead_core.evaluate import figures
 from manyhead_core.evaluate.compare import compare_results
@@ -42,28 +41,6 @@ INTRO = (
     "slide was tested once, in four folds by patient, by a network that had not seen its patient. "
     "The settings were chosen on seed 0, so that one flatters; other seeds are fairer."
 )
-
-
-@dataclass
-class Commands:
-    """Runs command lines of the suite and remembers them for the report.
-
-    Args:
-        lines: What was run.
-    """
-
-    lines: list[str]
-
-    def __call__(self, *words: object) -> None:
-        """Run `manyhead acmil WORDS`.
-
-        Raises:
-            UserError: The command failed; it has said why.
-        """
-        argv = ["acmil", *map(str, words)]
-        self.lines.append(shlex.join(["manyhead", *argv]))
-        if run(argv, registry.apps(), registry.TOP_COMMANDS, "", script=sys.argv[0]):
-            raise UserError(f"demo: the step failed: {self.lines[-1]}")
 
 
 @dataclass(frozen=True)
@@ -88,7 +65,7 @@ def demo(out: Path, seed: int) -> Story:
         out: Empty folder of this demo.
         seed: Seed of the simulation and of the training.
     """
-    command = Commands([])
+    command = Commands("acmil", registry.apps(), registry.TOP_COMMANDS)
     data = out / "data"
     command("simulate", data, "--seed", seed)
     tested = {name: _cross_validate(command, name, data, out / "runs", seed) for name in NETWORKS}

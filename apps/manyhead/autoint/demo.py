@@ -6,7 +6,6 @@ import json
 import shlex
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,7 @@ from manyhead.autoint.explain import (
 from manyhead.autoint.interactions import field_maps, pair_interaction, permutation_importance
 from manyhead.autoint.model import AutoInt
 from manyhead.autoint.predict import Scorer
-from manyhead_core.cli.main import run
-from manyhead_core.demo import Check, Story
+from manyhead_core.demo import Check, Commands, Story
 from manyhead_core.errors import UserError
 from manyhead_core.evaluate import figures
 from manyhead_core.evaluate.compare import compare_results
@@ -40,28 +38,6 @@ INTRO = (
 )
 
 
-@dataclass
-class Commands:
-    """Runs command lines of the suite and remembers them for the report.
-
-    Args:
-        lines: What was run.
-    """
-
-    lines: list[str]
-
-    def __call__(self, *words: object) -> None:
-        """Run `manyhead autoint WORDS`.
-
-        Raises:
-            UserError: The command failed; it has said why.
-        """
-        argv = ["autoint", *map(str, words)]
-        self.lines.append(shlex.join(["manyhead", *argv]))
-        if run(argv, registry.apps(), registry.TOP_COMMANDS, "", script=sys.argv[0]):
-            raise UserError(f"demo: the step failed: {self.lines[-1]}")
-
-
 def demo(out: Path, seed: int) -> Story:
     """Simulate, train, compare, explain, export, and predict in a fresh process.
 
@@ -69,7 +45,7 @@ def demo(out: Path, seed: int) -> Story:
         out: Empty folder of this demo.
         seed: Seed of the simulation and of the training.
     """
-    command = Commands([])
+    command = Commands("autoint", registry.apps(), registry.TOP_COMMANDS)
     data, runs = out / "data", out / "runs"
     command("simulate", data, "--rows", ROWS, "--seed", seed)
     truth = json.loads((data / "truth.json").read_text(encoding="utf-8"))

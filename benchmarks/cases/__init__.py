@@ -32,6 +32,7 @@ CASES = (
     Case("attention_sparse", "sparse mixers: from which length they beat full attention", ("cpu",)),
     Case("attention_length", "every mixer: time and memory over the number of tokens", ("cpu",)),
     Case("attention_cab", "every mixer on one small task for each attention pattern", ("cpu",)),
+    Case("attention_mvpa", "parallel attention over steps and channels: each form against eager"),
     Case("autoint_model", "AutoInt: kernels, compilation, optimisers and inference"),
     Case("autoint_loader", "batches from an encoded store against a per-row DataLoader"),
     Case("autoint_parquet", "encoded Parquet on one core against pandas", ("cpu",)),
@@ -41,4 +42,7 @@ CASES = (
     Case("acmil_bags", "ACMIL: a packed batch of bags against a loop over bags"),
     Case("acmil_heads", "ACMIL: multi-head attention folded and written out"),
     Case("acmil_memory", "peak memory of training on one very large slide", ("cpu",)),
+    Case("mvpformer_stream", "MVPFormer: tokens kept from window to window or computed anew"),
+    Case("mvpformer_memory", "peak memory of predict on recordings of minutes and hours", ("cpu",)),
+    Case("mvpformer_training", "training fed by the loader of windows against staged batches"),
 )

@@ -42,6 +42,7 @@ MIXERS: dict[str, str] = {
     "label_cross": f"{_PLACE}.label_cross:LabelCrossAttention",
     "low_rank_pool": f"{_PLACE}.low_rank_pool:LowRankPooling",
     "realloc": f"{_PLACE}.realloc:ReallocationAttention",
+    "mvpa": f"{_PLACE}.mvpa:ParallelAttention",
     "identity": f"{_PLACE}.ablations:Identity",
     "uniform": f"{_PLACE}.ablations:Uniform",
     "static_qk": f"{_PLACE}.ablations:StaticQueryKey",

@@ -94,6 +94,7 @@ ROWS: dict[str, Row] = {
     "label_cross": Row(options={"num_labels": 7}, plain=True),
     "low_rank_pool": Row(),
     "realloc": Row(plain=True, zeroed=("log_factors",)),
+    "mvpa": Row(),
     "identity": Row(),
     "uniform": Row(),
     "static_qk": Row(decoding="its state is for the next layer, not for the next segment"),

@@ -46,6 +46,8 @@ class App:
         mode: Whether `monitor` is to be minimised or maximised.
         commands: Commands beside fit, validate and test.
         medical: True prints "research use only, not a medical device" with every result.
+        kind: Dotted path of the app's own `Kind` of predictions, for an `evaluate` that gives none
+            of those that the core knows; empty for the others.
     """
 
     name: str
@@ -62,6 +64,7 @@ class App:
     mode: Literal["min", "max"]
     commands: tuple[Command, ...]
     medical: bool = False
+    kind: str = ""
 
     def load(self, part: str) -> Any:
         """Import what the field `part` points to, for example `app.load("model")`."""

@@ -42,7 +42,7 @@ def calibrate(app: App, run: Path, /, out: Path | None = None, bias: bool = Fals
         bias: Also fit a bias, which moves the mean prediction.
     """
     validation = _validation(app, run)
-    kind = kind_of(validation)
+    kind = kind_of(validation, app)
     if kind.name not in PROBABILITIES:
         raise DataError(f"{run}: holds {kind.name} results; only probabilities can be calibrated")
     if bias and kind.name == "classes":

@@ -80,10 +80,11 @@ def compare(
     names = {str(entry.metrics.get("app")) for entry in results}
     if len(names) > 1:
         raise DataError(f"runs: belong to different apps: {', '.join(sorted(names))}")
-    table = compare_results(results, draws=draws, seed=seed)
+    app = apps.get(*names)
+    table = compare_results(results, draws=draws, seed=seed, app=app)
     known = list(dict.fromkeys(row.metric for row in table))
     wanted = [name.strip() for name in metrics.split(",") if name.strip()]
-    wanted = wanted or [name for name in kind_of(results[0]).shown if name in known]
+    wanted = wanted or [name for name in kind_of(results[0], app).shown if name in known]
     unknown = [name for name in wanted if name not in known]
     if unknown:
         raise UserError(f"--metrics: unknown metric {unknown[0]!r}; known: {', '.join(known)}")
@@ -96,7 +97,7 @@ def compare(
 
 
 def compare_results(
-    results: Sequence[Results], *, draws: int = 2000, seed: int = 0
+    results: Sequence[Results], *, draws: int = 2000, seed: int = 0, app: App | None = None
 ) -> list[Difference]:
     """Every metric of every run, with its difference to the first.
 
@@ -108,12 +109,13 @@ def compare_results(
         results: What the runs have left; the first is the reference.
         draws: Resamples.
         seed: Seed of the resamples.
+        app: Row of their app, for an app that has a kind of its own.
 
     Raises:
         DataError: The runs were tested on different samples, labels or groups, or predict
             different things.
     """
-    kind = _kind(results)
+    kind = _kind(results, app)
     frames = aligned(results)
     rows = [kind.rows(frame) for frame in frames]
     statistics = [kind.statistics(entry) for entry in rows]
@@ -141,8 +143,8 @@ def compare_results(
     return found
 
 
-def _kind(results: Sequence[Results]) -> Kind:
-    kinds = [kind_of(entry) for entry in results]
+def _kind(results: Sequence[Results], app: App | None) -> Kind:
+    kinds = [kind_of(entry, app) for entry in results]
     for entry, kind in zip(results, kinds, strict=True):
         if kind.name != kinds[0].name:
             raise DataError(

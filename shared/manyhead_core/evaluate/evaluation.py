@@ -125,7 +125,9 @@ def segments_of(
         seed: Seed of the resamples.
     """
     return {
-        name: [_part(value, rows.subset(chosen), build, shown, draws, seed) for value, chosen in p]
+        name: [
+            one_part(value, rows.subset(chosen), build, shown, draws, seed) for value, chosen in p
+        ]
         for name, p in segment_masks(rows.frame).items()
     }
 
@@ -136,14 +138,24 @@ def each_group(rows: Rows, build: Build, shown: Sequence[str]) -> list[dict[str,
         return []
     names = rows.frame["group"].astype(str).to_numpy()
     return [
-        _part(name, rows.subset(names == name), build, shown, 0, 0)
+        one_part(name, rows.subset(names == name), build, shown, 0, 0)
         for name in sorted(set(names[rows.named]))
     ]
 
 
-def _part(
+def one_part(
     name: str, rows: Rows, build: Build, shown: Sequence[str], draws: int, seed: int
 ) -> dict[str, Any]:
+    """Size and metrics of some of the rows, as metrics.json has them.
+
+    Args:
+        name: What they are called.
+        rows: The rows.
+        build: Gives the metrics of rows.
+        shown: Names of the metrics; the first one has an interval where there are groups enough.
+        draws: Resamples; at most 500. 0 for no interval.
+        seed: Seed of the resamples.
+    """
     statistics = build(rows)
     values = values_of(statistics, rows)
     entry: dict[str, Any] = {"value": name, "n": len(rows.labels), "groups": rows.num_groups}

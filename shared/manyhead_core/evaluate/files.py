@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,9 @@ def replace(path: Path, write: Callable[[Path], object]) -> Path:
     except OSError as err:
         raise DataError(f"{path}: cannot be written: {err.strerror or err}") from err
     finally:
-        temporary.unlink(missing_ok=True)
+        # Below something that is a file there is nothing to take away, and that is an error too.
+        with suppress(NotADirectoryError):
+            temporary.unlink(missing_ok=True)
     return path
 
 

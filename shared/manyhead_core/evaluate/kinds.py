@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from manyhead_core.app import App
 from manyhead_core.errors import DataError
 from manyhead_core.evaluate.binary import BinaryStatistics, binary_rows
 from manyhead_core.evaluate.evaluation import Build
@@ -15,6 +16,9 @@ from manyhead_core.evaluate.multiclass import ClassStatistics, class_rows
 from manyhead_core.evaluate.predictions import Results
 from manyhead_core.evaluate.regression import NumberStatistics, number_rows
 from manyhead_core.evaluate.survival import TimeStatistics, time_rows
+
+if TYPE_CHECKING:
+    from manyhead_core.evaluate.html import Page
 
 
 @dataclass(frozen=True)
@@ -25,13 +29,18 @@ class Kind:
         name: As metrics.json has it.
         rows: From the table of predictions to what can be scored.
         statistics: Metrics of those rows.
-        shown: Metrics that a comparison shows unless told otherwise.
+        shown: Metrics that a comparison shows unless told otherwise, the main one first.
+        sections: Adds the sections of a report page for these rows and the content of
+            metrics.json, the groups among them; only an app's own kind has it.
+        meaning: What its metrics mean, by name, where the core does not know them.
     """
 
     name: str
     rows: Callable[[pd.DataFrame], Any]
     statistics: Build
     shown: tuple[str, ...]
+    sections: Callable[[Page, Any, Mapping[str, Any]], None] | None = None
+    meaning: Mapping[str, str] = field(default_factory=dict)
 
 
 KINDS = {
@@ -60,13 +69,21 @@ KINDS = {
 }
 
 
-def kind_of(results: Results) -> Kind:
+def kind_of(results: Results, app: App | None = None) -> Kind:
     """What the results of a run are about; results without a word about it are binary.
+
+    Args:
+        results: What the run has left.
+        app: Row of its app, for an app that has a kind of its own.
 
     Raises:
         DataError: The kind is unknown, as that of a newer version.
     """
     name = str(results.metrics.get("kind", "binary"))
-    if name not in KINDS:
-        raise DataError(f"{results.folder}: holds {name} results, which this version cannot read")
-    return KINDS[name]
+    if name in KINDS:
+        return KINDS[name]
+    if app is not None and app.kind:
+        own: Kind = app.load("kind")
+        if own.name == name:
+            return own
+    raise DataError(f"{results.folder}: holds {name} results, which this version cannot read")

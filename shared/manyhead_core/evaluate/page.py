@@ -18,7 +18,7 @@ from manyhead_core.evaluate.binary import BinaryRows
 from manyhead_core.evaluate.calibrate import saved_temperature
 from manyhead_core.evaluate.calibration import calibration_error, reliability
 from manyhead_core.evaluate.html import Page
-from manyhead_core.evaluate.kinds import kind_of
+from manyhead_core.evaluate.kinds import Kind, kind_of
 from manyhead_core.evaluate.page_classes import class_calibration, class_sections
 from manyhead_core.evaluate.page_numbers import number_sections, survival_sections
 from manyhead_core.evaluate.predictions import Results, read_results
@@ -105,10 +105,12 @@ def build(app: App, results: Results) -> Page:
     page = Page(f"{app.title}: {config}", f"Test results of {app.summary}.", subject)
     if app.medical:
         page.note(RESEARCH_ONLY)
-    _result(page, metrics)
-    _predictions(page, results)
-    _segments(page, metrics)
-    _groups(page, metrics)
+    kind = kind_of(results, app)
+    _result(page, metrics, kind)
+    _predictions(page, results, kind)
+    _segments(page, metrics, kind)
+    if kind.sections is None:
+        _groups(page, metrics)
     _training(page, results.folder)
     page.section("What these numbers are not")
     page.paragraph(LIMITS)
@@ -116,12 +118,13 @@ def build(app: App, results: Results) -> Page:
     return page
 
 
-def _predictions(page: Page, results: Results) -> None:
-    kind = kind_of(results)
+def _predictions(page: Page, results: Results, kind: Kind) -> None:
     if kind.name == "binary" and "score" not in results.frame:
         return
     rows = kind.rows(results.frame)
-    if kind.name == "binary":
+    if kind.sections is not None:
+        kind.sections(page, rows, results.metrics)
+    elif kind.name == "binary":
         _ranking(page, rows)
         _calibration(page, rows, results)
     elif kind.name == "classes":
@@ -133,7 +136,7 @@ def _predictions(page: Page, results: Results) -> None:
         survival_sections(page, results.metrics.get("details") or {})
 
 
-def _result(page: Page, metrics: Mapping[str, Any]) -> None:
+def _result(page: Page, metrics: Mapping[str, Any], kind: Kind) -> None:
     page.section("Result")
     facts = {"samples": f"{metrics['num_samples']:,}"}
     if metrics.get("num_groups"):
@@ -156,6 +159,7 @@ def _result(page: Page, metrics: Mapping[str, Any]) -> None:
     for note in metrics.get("notes") or []:
         page.note(str(note))
     known = MEANING | (OF_CLASSES if len(metrics.get("classes") or []) > 2 else {})
+    known |= kind.meaning
     meanings = [[_name(name), known[name]] for name in entries if name in known]
     if meanings:
         page.table("What the metrics mean", ["metric", "meaning"], meanings)
@@ -209,13 +213,12 @@ def _calibration(page: Page, rows: BinaryRows, results: Results) -> None:
     page.table("The same as numbers", ["bin", "samples", "predicted", "observed"], table)
 
 
-def _segments(page: Page, metrics: Mapping[str, Any]) -> None:
+def _segments(page: Page, metrics: Mapping[str, Any], kind: Kind) -> None:
     segments: Mapping[str, Any] = metrics.get("segments") or {}
     if not segments:
         return
     page.section("Segments")
-    metric = "concordance" if metrics.get("kind") == "survival" else "auroc"
-    metric = "mae" if metrics.get("kind") == "regression" else metric
+    metric = kind.shown[0]
     for name, entries in segments.items():
         _segment_table(page, f"By {name}", name, entries)
         shown = [entry for entry in entries if entry.get(metric) is not None]
@@ -233,7 +236,7 @@ def _segments(page: Page, metrics: Mapping[str, Any]) -> None:
                     whole,
                 ),
             )
-    made = "DeLong's" if metrics.get("kind", "binary") == "binary" else "made by resampling"
+    made = "DeLong's" if kind.name == "binary" else "made by resampling"
     page.paragraph(f"Intervals by segment are {made}; many segments make extremes by chance.")
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any, Generic, Protocol, Self, TypeVar
+from typing import IO, Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -47,11 +47,15 @@ class Task(LightningModule, Generic[Net]):
         hyper_parameters: The subclass's constructor arguments by name.
 
     Attributes:
+        not_compared: Entries of the preprocessor's state that may differ between the checkpoint
+            and the data, because they do not change what a sample looks like to the network.
         preprocessor: Taken from the data module's `preprocessor`; saved in the checkpoint.
         results: Where and how the recorded rows are evaluated and written; the command line sets
             it. None keeps them in `table`.
         table: Rows recorded by the last validate or test run.
     """
+
+    not_compared: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, net: Net, hyper_parameters: Mapping[str, Any]) -> None:
         super().__init__()
@@ -104,7 +108,7 @@ class Task(LightningModule, Generic[Net]):
         saved = checkpoint.get("manyhead", {}).get("preprocessor")
         if saved is None or self.preprocessor is None:
             return
-        if not _same(saved, _payload(self.preprocessor)):
+        if not _same(saved, _payload(self.preprocessor), self.not_compared):
             raise DataError(
                 "data: the encoding differs from the one in the checkpoint; "
                 "use the data and the options that it was trained with"
@@ -144,6 +148,14 @@ class Task(LightningModule, Generic[Net]):
         if self.trainer.state.fn in (TrainerFn.VALIDATING, TrainerFn.TESTING):
             self._recorded.append({name: _column(values) for name, values in columns.items()})
 
+    def complete(self, table: pd.DataFrame) -> pd.DataFrame:
+        """The rows of a run with what can only be said of all of them together.
+
+        Args:
+            table: Recorded rows.
+        """
+        return table
+
     def on_validation_epoch_end(self) -> None:
         """Evaluate and write the rows of a `validate` run; nothing within a fit."""
         self._finish("validate")
@@ -158,7 +170,7 @@ class Task(LightningModule, Generic[Net]):
         names = self._recorded[0]
         gathered = {name: np.concatenate([part[name] for part in self._recorded]) for name in names}
         self._recorded = []
-        self.table = pd.DataFrame(gathered)
+        self.table = self.complete(pd.DataFrame(gathered))
         if self.results is not None and self.trainer.is_global_zero:
             self.results.write(self.table, stage)
 
@@ -170,8 +182,14 @@ def _payload(preprocessor: Preprocessor | None) -> dict[str, Any] | None:
     return {"meta": json.dumps(meta, sort_keys=True), "tensors": dict(tensors)}
 
 
-def _same(saved: dict[str, Any], current: dict[str, Any] | None) -> bool:
-    if current is None or json.loads(saved["meta"]) != json.loads(current["meta"]):
+def _same(saved: dict[str, Any], current: dict[str, Any] | None, ignored: frozenset[str]) -> bool:
+    if current is None:
+        return False
+    before, now = (
+        {name: value for name, value in json.loads(state["meta"]).items() if name not in ignored}
+        for state in (saved, current)
+    )
+    if before != now:
         return False
     ours, theirs = current["tensors"], saved["tensors"]
     return ours.keys() == theirs.keys() and all(

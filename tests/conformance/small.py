@@ -25,6 +25,20 @@ SMALL: dict[str, dict[str, Any]] = {
         "num_masked": 2,
         "num_residual": 1,
     },
+    "mvpformer": {
+        "segment_samples": 64,
+        "dim": 16,
+        "num_layers": 2,
+        "num_heads": 4,
+        "num_key_heads": 2,
+        "hidden_dim": 24,
+        "max_segments": 6,
+        "max_channels": 5,
+        "window": 1,
+        "amplitude": "rms",
+        "dropout": 0.0,
+        "attention_dropout": 0.0,
+    },
 }
 
 # Parameters that get no gradient, each with the reason.
@@ -36,4 +50,5 @@ WITHOUT_GRADIENT: dict[str, dict[str, str]] = {
         for branch in range(2)
         for part in ("weight", "bias")
     },
+    "mvpformer": {},
 }

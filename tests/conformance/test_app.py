@@ -38,6 +38,11 @@ SIMULATED = {
         "--data.cache",
         "{cache}",
     ),
+    "mvpformer": ("--config", "simulated", "--data.root", "{folder}"),
+}
+# Words of `simulate` where its usual size takes long.
+SIMULATION = {
+    "mvpformer": ("--patients", "4", "--minutes", "8", "--channels", "4", "--rate", "128")
 }
 
 
@@ -103,7 +108,8 @@ def test_model_card_matches(app: App) -> None:
 
 def test_one_step_from_simulated_data(app: App, tmp_path: Path) -> None:
     assert app.name in SIMULATED, f"{app.name}: add a row to SIMULATED"
-    assert main([app.name, "simulate", str(tmp_path / "data")]) == 0
+    few = SIMULATION.get(app.name, ())
+    assert main([app.name, "simulate", str(tmp_path / "data"), *few]) == 0
     folders = {"folder": tmp_path / "data", "cache": tmp_path / "cache"}
     words = [word.format(**folders) for word in SIMULATED[app.name]]
     places = ["--runs", str(tmp_path / "runs")]

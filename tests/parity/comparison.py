@@ -18,6 +18,8 @@ from torch import Tensor
 class Reference:
     """Tensors and header of a safetensors file; remembers what was compared.
 
+    A JSON file is a case as well, named after itself, which reads its content on its own.
+
     Args:
         path: The file.
         data_dir: Folder of the real data sets, for cases that name a file of theirs.
@@ -30,6 +32,9 @@ class Reference:
     compared: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
+        if self.path.suffix == ".json":
+            self.tensors, self.config = {}, {"case": self.path.stem}
+            return
         with safe_open(self.path, "pt") as file:
             header = file.metadata() or {}
             self.tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

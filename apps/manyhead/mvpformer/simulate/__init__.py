@@ -1,0 +1,1 @@
+"""Simulated intracranial EEG: a published neural mass model, patients, and two file layouts."""

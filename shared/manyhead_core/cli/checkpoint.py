@@ -24,7 +24,7 @@ def hyper_parameters(path: Path, app: str) -> dict[str, Any]:
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as err:
+    except (pickle.UnpicklingError, IndexError, RuntimeError, EOFError, OSError, ValueError) as err:
         raise WeightsError(f"--ckpt_path: {path} is damaged or not a checkpoint") from err
     ours = content.get("manyhead") if isinstance(content, dict) else None
     if not isinstance(ours, dict) or "hyper_parameters" not in content:

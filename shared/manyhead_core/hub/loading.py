@@ -82,7 +82,7 @@ def read_checkpoint(app: App, path: Path) -> dict[str, Any]:
         raise WeightsError(f"weights: no file {path}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as err:
+    except (pickle.UnpicklingError, IndexError, RuntimeError, EOFError, OSError, ValueError) as err:
         raise WeightsError(f"weights: {path} is damaged or no checkpoint of fit") from err
     if not isinstance(content, dict) or "manyhead" not in content:
         raise WeightsError(f"weights: {path} was not written by fit; convert it with import")

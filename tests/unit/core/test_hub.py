@@ -141,6 +141,9 @@ def test_foreign_checkpoints_are_refused_and_not_executed(tmp_path: Path) -> Non
     torch.save({"manyhead": Bomb()}, tmp_path / "bomb.ckpt")
     with pytest.raises(WeightsError, match="is damaged or no checkpoint of fit"):
         load_weights(APP, tmp_path / "bomb.ckpt")
+    (tmp_path / "text.ckpt").write_text("not a checkpoint\n")
+    with pytest.raises(WeightsError, match="is damaged or no checkpoint of fit"):
+        load_weights(APP, tmp_path / "text.ckpt")
     torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
     with pytest.raises(WeightsError, match="was not written by fit; convert it with import"):
         load_weights(APP, tmp_path / "other.ckpt")

@@ -22,6 +22,7 @@ from manyhead.acmil.slides.opening import Reader
 from manyhead.acmil.tiles import Damage, TileReader
 from manyhead_core.cli import console
 from manyhead_core.errors import ConfigError, DataError
+from manyhead_core.hub.network import check_device
 
 Precision = Literal["float32", "bf16"]
 HDF5 = (".h5", ".hdf5")
@@ -65,13 +66,7 @@ class FeatureOptions:
         """The device that is meant."""
         if self.device == "auto":
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        try:
-            device = torch.device(self.device)
-        except RuntimeError as err:
-            raise ConfigError(f"device: {self.device!r} is unknown; use auto, cpu or cuda") from err
-        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-            raise ConfigError(f"device: {device} is not there; use cpu")
-        return device
+        return check_device(self.device, "auto, cpu or cuda")
 
 
 def features(

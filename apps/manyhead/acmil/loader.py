@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
+from typing import Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -13,16 +12,14 @@ import torch
 from manyhead.acmil.bags import Bags, pack
 from manyhead.acmil.preprocessor import BagPreprocessor
 from manyhead.acmil.sources import BagSource
-from manyhead_core.errors import DataError
+from manyhead_core.data.ahead import AheadLoader, Reading
 
 Numbers = npt.NDArray[np.int64]
-# Batches that are read ahead.
-AHEAD = 3
 # Epochs that the number of batches is taken from where nobody says how many there will be.
 MANY_EPOCHS = 100
 
 
-class BagLoader:
+class BagLoader(AheadLoader[Bags]):
     """Batches of some bags of a source; iterating again gives the next epoch.
 
     What is drawn follows from seed and epoch alone. While training, iterating goes on where the
@@ -38,11 +35,7 @@ class BagLoader:
         max_patches: Patches of a bag, drawn anew for each epoch; 0 takes all.
         batch_patches: End a batch before it holds more patches than this; 0 does not look.
         epochs: How many there will be; with `batch_patches` it decides on the number of batches.
-        seed: Seed of what is drawn.
-        rank: Number of this process.
-        world_size: Number of processes; each gets every so many-th batch.
-        threads: Threads that read.
-        pin_memory: Whether a GPU will fetch the batches.
+        **reading: Seed, processes and threads; see `AheadLoader`.
 
     Raises:
         DataError: There are fewer training batches than processes.
@@ -60,62 +53,19 @@ class BagLoader:
         max_patches: int = 0,
         batch_patches: int = 0,
         epochs: int = MANY_EPOCHS,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        threads: int = 2,
-        pin_memory: bool = False,
+        **reading: Unpack[Reading],
     ) -> None:
+        super().__init__(training=shuffle, **reading)
         self.source, self.numbers, self.preprocessor = source, numbers, preprocessor
         self.batch_bags, self.shuffle, self.balanced = batch_bags, shuffle, balanced
         self.max_patches, self.batch_patches = max_patches, batch_patches
-        self.seed, self.rank, self.world_size = seed, rank, world_size
-        self.threads, self.pin_memory = threads, pin_memory
-        self.epoch = self.position = 0
         self.classes = preprocessor.target in ("classes", "ordinal")
         # Lightning asks once for the length of all epochs, so it must be the same for all.
-        self.count = max(len(self._cut(self._order(epoch))) for epoch in self._sampled(epochs))
-        if shuffle and not len(self):
-            raise DataError(
-                f"data.batch_bags: {self.count} batches are too few for {world_size} processes; "
-                "use fewer processes or smaller batches"
-            )
+        count = max(len(self._cut(self._order(epoch))) for epoch in self._sampled(epochs))
+        self.plan(count, "data.batch_bags")
 
     def _sampled(self, epochs: int) -> range:
         return range(max(1, epochs) if self.shuffle and self.batch_patches else 1)
-
-    def __len__(self) -> int:
-        if self.shuffle:
-            return self.count // self.world_size
-        return len(range(self.rank, self.count, self.world_size))
-
-    def __iter__(self) -> Iterator[Bags]:
-        start, self.position = (self.position if self.shuffle else 0), 0
-        epoch = self.epoch
-        batches = self._batches(epoch)
-        coming = iter(batches[start:])
-        waiting: deque[Future[Bags]] = deque()
-        with ThreadPoolExecutor(self.threads, "bags") as pool:
-            try:
-                for step in range(start, len(batches)):
-                    while len(waiting) < AHEAD and (batch := next(coming, None)) is not None:
-                        waiting.append(pool.submit(self._read, batch, epoch))
-                    ready = waiting.popleft().result()
-                    self.position = step + 1
-                    if self.position == len(batches):
-                        self.position, self.epoch = 0, epoch + 1
-                    yield ready
-            finally:
-                # A failure or an end before the last batch must not wait for what nobody takes.
-                pool.shutdown(wait=False, cancel_futures=True)
-
-    def state_dict(self) -> dict[str, int]:
-        """Epoch and number of batches that it has given of it."""
-        return {"epoch": self.epoch, "position": self.position}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on with the batch after the saved position."""
-        self.epoch, self.position = state["epoch"], state["position"]
 
     def _generator(self, epoch: int, stream: int) -> np.random.Generator:
         return np.random.default_rng((self.seed, epoch, stream))
@@ -131,16 +81,16 @@ class BagLoader:
         chance = 1 / count[code]
         return generator.choice(self.numbers, len(self.numbers), p=chance / chance.sum())
 
-    def _batches(self, epoch: int) -> list[Numbers]:
-        """Batches of this process."""
+    def batches(self, epoch: int) -> list[Numbers]:
+        """Bags of each batch of an epoch, over all processes.
+
+        Args:
+            epoch: From 0.
+        """
         batches = self._cut(self._order(epoch))
         while len(batches) < self.count:
             self._split_largest(batches)
-        if not self.shuffle:
-            return batches[self.rank :: self.world_size]
-        # All processes must take as many steps; what is left over waits for another epoch.
-        even = len(self) * self.world_size
-        return batches[:even][self.rank :: self.world_size]
+        return batches
 
     def _cut(self, order: Numbers) -> list[Numbers]:
         if not self.batch_patches:
@@ -168,13 +118,19 @@ class BagLoader:
         size = int(self.source.sizes[number])
         return min(size, self.max_patches) if self.max_patches else size
 
-    def _read(self, batch: Numbers, epoch: int) -> Bags:
+    def read(self, batch: Numbers, epoch: int, place: int) -> Bags:  # noqa: ARG002
+        """Bags, packed.
+
+        Args:
+            batch: Their numbers.
+            epoch: From 0; it decides on the patches.
+            place: Number of the batch in the epoch.
+        """
         rows = self.source.frame.iloc[batch]
         features = [self._features(int(number), epoch) for number in batch]
         labels = [self.preprocessor.label(value) for value in rows["label"].tolist()]
         events: Sequence[bool] = rows["event"].tolist()
-        bags = pack(features, labels, events, batch.tolist(), classes=self.classes)
-        return Bags(*(part.pin_memory() for part in bags)) if self.pin_memory else bags
+        return pack(features, labels, events, batch.tolist(), classes=self.classes)
 
     def _features(self, number: int, epoch: int) -> torch.Tensor:
         rows = None

@@ -29,6 +29,7 @@ from manyhead_core.errors import ConfigError, DataError, UserError, WeightsError
 from manyhead_core.evaluate.calibration import Temperature
 from manyhead_core.evaluate.files import replace
 from manyhead_core.hub.loading import load_weights
+from manyhead_core.hub.network import weights_digest
 from manyhead_core.training.results import RESEARCH_ONLY, hashed
 
 LISTS = (".csv", ".txt")
@@ -65,11 +66,9 @@ class BagScorer:
             raise WeightsError(f"weights: the preprocessor of {loaded.source} is of another task")
         fitted = meta.get("calibration")
         calibration = None if fitted is None else Temperature(**fitted)
-        digest = hashlib.sha256(repr(fitted).encode())
-        for name, tensor in sorted(loaded.net.state_dict().items()):
-            digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
+        digest = weights_digest(loaded.net, repr(fitted).encode())
         preprocessor = BagPreprocessor.from_state(meta, tensors)
-        return cls(loaded.net, preprocessor, calibration, digest.hexdigest()[:12])
+        return cls(loaded.net, preprocessor, calibration, digest[:12])
 
     @property
     def config(self) -> ACMILConfig:

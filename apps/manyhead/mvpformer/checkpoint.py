@@ -148,7 +148,10 @@ def from_official(
         found.ignored |= more.ignored
         found.unknown += more.unknown
     if found.unknown:
-        raise WeightsError(f"weights: names unknown: {', '.join(sorted(found.unknown))}")
+        raise WeightsError(
+            f"weights: names unknown: {_few(sorted(found.unknown))}; only published files need "
+            "an import, those of fit and export do not"
+        )
     model = MVPFormer(infer_config(found.weights, head_dim=head_dim, lora_alpha=lora_alpha))
     state = {name: x.to(torch.float32) for name, x in found.weights.items()}
     for name in state:
@@ -301,3 +304,8 @@ def _renamed(name: str, rules: list[tuple[re.Pattern[str], str]]) -> str | None:
         if found := pattern.fullmatch(name):
             return target.format(*found.groups())
     return None
+
+
+def _few(names: list[str], most: int = 3) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from manyhead_core.errors import UserError
+from manyhead_core.errors import DataError, UserError
 from manyhead_core.evaluate.files import plain, read_json, replace_json
 from manyhead_core.training.environment import environment
 from manyhead_core.training.results import RESEARCH_ONLY
@@ -86,10 +86,13 @@ class Finished:
     Args:
         out: Folder of the results.
         key: Of the set-up.
+        digest: What the file of a recording holds, by its id, so that another file of the same name
+            is not taken for it.
     """
 
     out: Path
     key: str
+    digest: Callable[[str], str]
 
     def about(self, name: str) -> dict[str, Any]:
         """What is written of a recording; empty if it is not done.
@@ -97,6 +100,25 @@ class Finished:
         Args:
             name: Id of the recording.
         """
+        found = self._found(name)
+        return found if found and found.get("file") == self.digest(name) else {}
+
+    def need_same(self, name: str) -> None:
+        """Refuse to write over the results of another file.
+
+        Args:
+            name: Id of the recording.
+
+        Raises:
+            DataError: The folder holds results of another file of this name.
+        """
+        if self._found(name) and not self.about(name):
+            raise DataError(
+                f"{name}: {self.out} holds results of another file of this name; choose another "
+                "folder, or pass --overwrite"
+            )
+
+    def _found(self, name: str) -> dict[str, Any]:
         path = self.out / f"{name}.json"
         found = read_json(path) if path.is_file() else {}
         return found if found.get("key") == self.key else {}
@@ -108,9 +130,8 @@ class Finished:
             name: Id of the recording.
             about: What was done to it.
         """
-        replace_json(
-            self.out / f"{name}.json", {"note": RESEARCH_ONLY, "key": self.key} | dict(about)
-        )
+        marks = {"note": RESEARCH_ONLY, "key": self.key, "file": self.digest(name)}
+        replace_json(self.out / f"{name}.json", marks | dict(about))
 
     def forget(self, names: Iterable[str]) -> None:
         """Call recordings not done.

@@ -21,6 +21,7 @@ from manyhead.mvpformer.signals import Gathered, gather
 from manyhead.mvpformer.splits import PARTS, SplitOptions, assign
 from manyhead.mvpformer.tracks import Track, WindowSet
 from manyhead.mvpformer.windows import WindowOptions, index_windows
+from manyhead_core.cli import console
 from manyhead_core.errors import ConfigError, DataError
 from manyhead_core.evaluate.files import replace
 from manyhead_core.training.random_state import run_seed
@@ -229,6 +230,24 @@ class RecordingData(LightningDataModule):
             contract=ChannelContract.of([tracks[k].signal for k in self.parts["train"]]),
         )
         self.windows = windows
+        self._tell(windows)
+
+    def _tell(self, windows: WindowSet) -> None:
+        """Say what a user would otherwise find out too late."""
+        label = windows.label[windows.of(self.parts["validation"])]
+        if self.target == "classes" and self.validates and not label.any():
+            console.say(
+                "the validation part holds no seizure: the loss selects the epoch, and the "
+                "threshold is not chosen; use another data.split"
+            )
+        unused = set(range(len(self.frame))) - {
+            int(k) for part in self.parts.values() for k in part
+        }
+        for name in sorted(self.frame["id"].iloc[sorted(unused)]):
+            self.left_out[name] = "in no part of the split"
+        if self.left_out:
+            first, reason = next(iter(self.left_out.items()))
+            console.say(f"{len(self.left_out)} recordings are left out, first {first}: {reason}")
 
     def _tracks(self, found: Gathered) -> list[Track]:
         """Windows of the recordings that have some; the others are left out."""
@@ -356,10 +375,8 @@ class RecordingData(LightningDataModule):
         names = self.frame["id"].to_numpy()
         rows = [(names[k], part) for part, members in self.parts.items() for k in members]
         _write(Path(folder) / "split.csv", pd.DataFrame(rows, columns=["id", "split"]))
-        used = {name for name, _ in rows}
-        unused = {name: "in no part of the split" for name in names if name not in used}
-        if left_out := self.left_out | unused:
-            table = pd.DataFrame(left_out.items(), columns=["id", "reason"])
+        if self.left_out:
+            table = pd.DataFrame(self.left_out.items(), columns=["id", "reason"])
             _write(Path(folder) / "left_out.csv", table)
 
     def _prepared(self) -> WindowSet:

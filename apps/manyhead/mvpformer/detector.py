@@ -9,19 +9,20 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
 from manyhead.mvpformer.events.postprocess import PostOptions
 from manyhead.mvpformer.patients import canonical_patient
 from manyhead.mvpformer.preparing import Prepared, PrepareOptions, compare
 from manyhead.mvpformer.preparing.choice import too_many
 from manyhead.mvpformer.preprocessor import SeizurePreprocessor
 from manyhead.mvpformer.readers import ReadOptions, Source, find_recordings, open_recording
+from manyhead.mvpformer.readers.annotations import check_table
+from manyhead.mvpformer.readers.files import digest
 from manyhead_core.app import App
-from manyhead_core.errors import ConfigError, DataError, UserError, WeightsError
+from manyhead_core.cli import console
+from manyhead_core.errors import DataError, UserError, WeightsError
 from manyhead_core.evaluate.calibration import Temperature
 from manyhead_core.hub.loading import load_weights
+from manyhead_core.hub.network import check_device, weights_digest
 
 # Rules that look at the signal; all recordings of a patient take the channels of the first.
 RANKED = ("variance", "kurtosis")
@@ -143,6 +144,7 @@ class Recordings:
     read: ReadOptions
     prepare: PrepareOptions
     _chosen: dict[str, PrepareOptions] = field(default_factory=dict)
+    _told: set[str] = field(default_factory=set)
 
     @classmethod
     def find(
@@ -167,12 +169,36 @@ class Recordings:
         """
         if not root.exists():
             raise DataError(f"input: {root} does not exist; pass a recording or a folder of them")
-        sources = {source.id: source for source in find_recordings(root, format)}
+        found = find_recordings(root, format, option="input")
+        sources = {source.id: source for source in found}
         unknown = [name for name in only if name not in sources]
         if unknown:
             known = ", ".join(list(sources)[:3])
             raise DataError(f"recording: there is none called {unknown[0]}; there are {known}")
+        if read.seizures is not None:
+            for note in check_table(read.seizures, list(sources)):
+                console.say(f"note: {note}")
         return cls({name: sources[name] for name in only or sources}, read, prepare)
+
+    def digest(self, name: str) -> str:
+        """What the file of a recording holds, shortened.
+
+        Args:
+            name: Its id.
+        """
+        return digest(self.sources[name].path)
+
+    def tell(self, prepared: Prepared, warnings: Sequence[str]) -> None:
+        """Say what is special about a recording; what others share is said with the first only.
+
+        Args:
+            prepared: The recording.
+            warnings: How it differs from the training.
+        """
+        notes = [note for note in prepared.info.notes if note not in self._told]
+        self._told.update(notes)
+        if texts := [*warnings, *notes]:
+            console.say(f"note: {prepared.info.id}: {'; '.join(texts)}")
 
     @contextmanager
     def opened(self, name: str) -> Iterator[Prepared]:
@@ -219,28 +245,6 @@ class Recordings:
             first.close()
             return self.prepare.with_names(first.channels)
         return self.prepare
-
-
-def weights_digest(net: nn.Module) -> str:
-    """SHA-256 of the weights, whatever file they came from."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(net.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().float().numpy())
-    return digest.hexdigest()
-
-
-def check_device(name: str) -> None:
-    """Refuse a device that is not there.
-
-    Raises:
-        ConfigError: There is none.
-    """
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as err:
-        raise ConfigError(f"device: {name!r} is not there; use cpu") from err
 
 
 def setup_of(detector: Detector, recordings: Recordings) -> dict[str, Any]:

@@ -83,7 +83,7 @@ def embed(
     read = ReadOptions(units=units)  # type: ignore[arg-type]  # checked there
     found = Recordings.find(input, format, read, detector.preprocessor.prepare, recording or ())
     setup = setup_of(detector, found) | {"pool": pool, "file": file}
-    finished = Finished(out, claim(out, "embed", setup, overwrite=overwrite))
+    finished = Finished(out, claim(out, "embed", setup, overwrite=overwrite), found.digest)
     if overwrite:
         finished.forget(found.sources)
     work = Embed(finished, detector, found, stream, pool, file)
@@ -119,10 +119,10 @@ class Embed:
         Args:
             name: Its id.
         """
+        self.finished.need_same(name)
         with self.recordings.opened(name) as prepared:
             warnings = self.detector.warnings(prepared)
-            if warnings:
-                console.say(f"note: {name}: {'; '.join(warnings)}")
+            self.recordings.tell(prepared, warnings)
             windows = self.stream.windows(prepared)
             write = self._h5 if self.file == "h5" else self._npz
             replace(self.path(name), lambda path: write(path, prepared, windows))

@@ -107,7 +107,7 @@ def explain(
     post = detector.post(threshold=threshold)
     setup: dict[str, Any] = {"method": method, "times": times, "orders": orders, "seed": seed}
     setup |= {"post": asdict(post), **setup_of(detector, found)}
-    finished = Finished(out, claim(out, "explain", setup, overwrite=overwrite))
+    finished = Finished(out, claim(out, "explain", setup, overwrite=overwrite), found.digest)
     if overwrite:
         finished.forget(found.sources)
     moments = None if times is None else tuple(times)
@@ -148,10 +148,10 @@ class Explain:
         Args:
             name: Its id.
         """
+        self.finished.need_same(name)
         with self.recordings.opened(name) as prepared:
             warnings = self.detector.warnings(prepared)
-            if warnings:
-                console.say(f"note: {name}: {'; '.join(warnings)}")
+            self.recordings.tell(prepared, warnings)
             windows = self.stream.windows(prepared)
             chosen = self._chosen(name, prepared, windows)
             seen = window_attention(self.stream, prepared, windows[chosen], self.method)

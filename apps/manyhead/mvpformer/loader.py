@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Unpack
 
 import numpy as np
 
 from manyhead.mvpformer.sampling import CHANNELS, Sampler, SamplingOptions, in_order
 from manyhead.mvpformer.tracks import Numbers, WindowBatch, WindowSet
-from manyhead_core.errors import DataError
-
-# Batches that are read ahead; each may hold some 100 MB.
-AHEAD = 2
+from manyhead_core.data.ahead import AheadLoader, Reading
 
 
-class WindowLoader:
+class WindowLoader(AheadLoader[WindowBatch]):
     """Batches of some windows; iterating again gives the next epoch.
 
     Batches that are drawn follow from seed and epoch alone, and a loader whose state was saved
@@ -31,11 +25,7 @@ class WindowLoader:
         batch_windows: Most windows of a batch in evaluation.
         train_channels: Most channels of a training batch; windows give that many neighbouring
             channels, drawn anew each time. 0 does not look.
-        seed: Of what is drawn.
-        rank: Number of this process.
-        world_size: Number of processes; each gets every so many-th batch.
-        threads: Threads that read.
-        pin_memory: Whether a GPU will fetch the batches.
+        **reading: Seed, processes and threads; see `AheadLoader`.
 
     Raises:
         DataError: There are fewer training batches than processes.
@@ -49,80 +39,41 @@ class WindowLoader:
         sampling: SamplingOptions | None = None,
         batch_windows: int = 8,
         train_channels: int = 0,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        threads: int = 1,
-        pin_memory: bool = False,
+        **reading: Unpack[Reading],
     ) -> None:
+        super().__init__(training=sampling is not None, **reading)
         self.windows, self.numbers, self.train_channels = windows, numbers, train_channels
-        self.seed, self.rank, self.world_size = seed, rank, world_size
-        self.threads, self.pin_memory = threads, pin_memory
-        self.epoch = self.given = 0
         # Lightning takes whatever has a `sampler` for a loader of torch.
         self.drawing: Sampler | None = None
         if sampling is None:
             self._fixed = in_order(numbers, windows.track[numbers], batch_windows)
-            self._count = len(range(rank, len(self._fixed), world_size))
+            self.plan(len(self._fixed), "data.batch_windows")
             return
         about = windows.label[numbers], windows.patient[numbers]
-        self.drawing = Sampler(numbers, *about, sampling, seed)
-        # All processes must take as many steps.
-        self._count = self.drawing.count // world_size
-        if not self._count:
-            raise DataError(
-                f"data.batch_windows: {self.drawing.count} training batches are too few for "
-                f"{world_size} processes; use fewer processes or smaller batches"
-            )
+        self.drawing = Sampler(numbers, *about, sampling, self.seed)
+        self.plan(self.drawing.count, "data.batch_windows")
 
-    def __len__(self) -> int:
-        return self._count
+    def batches(self, epoch: int) -> list[Numbers]:
+        """Windows of each batch of an epoch, over all processes.
 
-    def __iter__(self) -> Iterator[WindowBatch]:
-        epoch, first = self.epoch, self.given
-        self.given = 0
-        places = iter(range(first, self._count))
-        batches = self._batches(epoch)
-        with ThreadPoolExecutor(self.threads, "windows") as pool:
-            # Lazily, so that no more is read than is waited for.
-            jobs = (pool.submit(self._read, batches[k], epoch, k) for k in places)
-            waiting: deque[Future[WindowBatch]] = deque(itertools.islice(jobs, AHEAD))
-            try:
-                for place in range(first, self._count):
-                    batch = waiting.popleft().result()
-                    waiting.extend(itertools.islice(jobs, 1))
-                    self._remember(epoch, place + 1)
-                    yield batch
-            finally:
-                for job in waiting:
-                    job.cancel()
+        Args:
+            epoch: From 0.
+        """
+        return self._fixed if self.drawing is None else self.drawing.epoch(epoch)
 
-    def state_dict(self) -> dict[str, int]:
-        """Epoch, and how many of its batches were given."""
-        return {"epoch": self.epoch, "given": self.given}
+    def read(self, batch: Numbers, epoch: int, place: int) -> WindowBatch:
+        """Windows with as many channels.
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on after the saved batch."""
-        self.epoch, self.given = state["epoch"], state["given"]
-
-    def _remember(self, epoch: int, given: int) -> None:
-        if self.drawing is None:
-            return
-        ended = given == self._count
-        self.epoch, self.given = (epoch + 1, 0) if ended else (epoch, given)
-
-    def _batches(self, epoch: int) -> list[Numbers]:
-        """Batches of this process."""
-        drawn = self._fixed if self.drawing is None else self.drawing.epoch(epoch)
-        return drawn[self.rank :: self.world_size][: self._count]
-
-    def _read(self, batch: Numbers, epoch: int, place: int) -> WindowBatch:
+        Args:
+            batch: Their numbers.
+            epoch: From 0; it decides on the channels.
+            place: Number of the batch in the epoch, over all processes.
+        """
         counts = np.array(self.windows.channels(batch))
         count = int(counts.min())
         first = None
         if self.drawing is not None:
             count = min(count, self.train_channels or count)
-            stream = (self.seed, epoch, CHANNELS, place * self.world_size + self.rank)
+            stream = (self.seed, epoch, CHANNELS, place)
             first = np.random.default_rng(stream).integers(0, counts - count + 1).tolist()
-        found = self.windows.read(batch, count, first)
-        return WindowBatch(*(part.pin_memory() for part in found)) if self.pin_memory else found
+        return self.windows.read(batch, count, first)

@@ -137,6 +137,8 @@ def picture(
     _bars(panels[0], seizures, events, recording.info.gaps, unit)
     _curve(panels[1], start, stop, probability, threshold, unit)
     _traces(panels[2], recording, rows.tolist(), unit)
+    # Over the traces: the zeros of a gap would look like a signal that is flat.
+    _shade(panels[2], recording.info.gaps, unit)
     for panel in panels:
         panel.set_xlim(0, duration / unit.seconds)
         panel.tick_params(labelsize=SMALL, colors=MUTED)
@@ -192,13 +194,18 @@ def _bars(
         bars = [(a / unit.seconds, (b - a) / unit.seconds) for a, b in intervals]
         # An edge keeps a seizure of seconds visible in a day.
         panel.broken_barh(bars, (bottom, 0.8), facecolor=colour, edgecolor=colour, linewidth=0.8)
-    for gap in gaps:
-        panel.axvspan(gap.onset / unit.seconds, gap.offset / unit.seconds, color=GRID)
+    _shade(panel, gaps, unit)
     true = "not annotated" if seizures is None else f"annotated ({len(seizures)})"
     panel.set_yticks([0.5, 1.5], [f"detected ({len(events)})", true])
     panel.set_ylim(0, 2)
     if gaps:
         panel.legend(handles=[Patch(color=GRID, label="gap")], fontsize=SMALL, frameon=False)
+
+
+def _shade(panel: Axes, gaps: Sequence[Interval], unit: TimeUnit) -> None:
+    for gap in gaps:
+        begin, end = gap.onset / unit.seconds, gap.offset / unit.seconds
+        panel.axvspan(begin, end, color=GRID, linewidth=0, zorder=3)
 
 
 def _curve(

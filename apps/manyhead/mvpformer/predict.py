@@ -118,7 +118,7 @@ def predict(
     setup = setup_of(detector, found) | {"post": asdict(post), "orders": orders, "seed": seed}
     if detector.calibration is not None:
         setup["calibration"] = asdict(detector.calibration)
-    finished = Finished(out, claim(out, "predict", setup, overwrite=overwrite))
+    finished = Finished(out, claim(out, "predict", setup, overwrite=overwrite), found.digest)
     work = Predict(out, finished, detector, found, stream, post, pictures)
     if overwrite:
         finished.forget(found.sources)
@@ -184,14 +184,13 @@ class Predict:
         Args:
             name: Its id.
         """
+        self.finished.need_same(name)
         with self.recordings.opened(name) as prepared:
             warnings = self.detector.warnings(prepared)
-            if warnings:
-                console.say(f"note: {name}: {'; '.join(warnings)}")
+            self.recordings.tell(prepared, warnings)
             windows = self.stream.windows(prepared)
-            journal = Journal(
-                self.out, name, f"{self.finished.key} {prepared.channels} {len(windows)}"
-            )
+            key = f"{self.finished.key} {self.finished.digest(name)} {prepared.channels}"
+            journal = Journal(self.out, name, f"{key} {len(windows)}")
             probability = self._probability(prepared, windows, journal)
             return self._write(name, prepared, windows, probability, warnings, journal)
 

@@ -14,8 +14,10 @@ from manyhead.mvpformer.patients import canonical_patient
 from manyhead.mvpformer.preparing import Prepared, PrepareOptions, open_prepared
 from manyhead.mvpformer.preparing.cache import Kept
 from manyhead.mvpformer.readers import Source, find_recordings, open_recording
+from manyhead.mvpformer.readers.annotations import check_table
 from manyhead.mvpformer.readers.options import ReadOptions
 from manyhead.mvpformer.recording import Recording, RecordingInfo, Signal
+from manyhead_core.cli import console
 from manyhead_core.errors import ConfigError, DataError
 
 # Rules that look at the signal; their choice for a patient must not change between recordings.
@@ -132,7 +134,11 @@ def gather(
     signals: list[LazySignal] = []
     rows: list[dict[str, object]] = []
     ranked: dict[str, PrepareOptions] = {}
-    for source in _included(find_recordings(root, format, patient=patient), include):
+    sources = _included(find_recordings(root, format, patient=patient), include)
+    if read.seizures is not None:
+        for note in check_table(read.seizures, [source.id for source in sources]):
+            console.say(f"note: {note}")
+    for source in sources:
         name = canonical_patient(source.patient, source.format)
         try:
             recording = open_recording(source, read)

@@ -34,6 +34,7 @@ def split(
     seed: int = 0,
     format: str = "auto",
     patient: str = "",
+    include: str = "",
     seizures: Path | None = None,
     units: Literal["auto", "V", "mV", "uV", "nV"] = "auto",
     pattern: str = SEIZURE_PATTERN,
@@ -60,6 +61,7 @@ def split(
         seed: Of what is drawn.
         format: How the recordings lie on disk; `auto` looks at the files.
         patient: Regular expression that finds the patient in the path of a file.
+        include: Regular expression; only recordings with a match in their id are split.
         seizures: Table or folder with seizure times, in place of what the files say.
         units: Unit of the stored numbers; `auto` believes the files.
         pattern: Regular expression that finds seizures in the text of annotations.
@@ -83,7 +85,7 @@ def split(
     # What a run does with the channels is not decided here, so no number of them is too many.
     prepare = PrepareOptions(channels="first")
     try:
-        found = gather(root, format, read, prepare, cache="none", patient=patient)
+        found = gather(root, format, read, prepare, cache="none", patient=patient, include=include)
         codes = assign(found.frame, options, root)
     except (ConfigError, DataError) as err:
         raise type(err)(_own_names(str(err))) from err

@@ -93,7 +93,7 @@ def test_processes_share_the_batches_and_take_as_many_steps(options):
 
 
 def test_more_processes_than_batches():
-    with pytest.raises(DataError, match="3 batches are too few for 4 processes"):
+    with pytest.raises(DataError, match="3 training batches are too few for 4 processes"):
         loader(shuffle=True, batch_bags=4, world_size=4)
 
 

@@ -37,6 +37,14 @@ def test_the_best_f1_is_in_the_middle_of_its_plateau() -> None:
     assert "best event F1 on 1 validation recordings (30 s before" in found.reason
 
 
+def test_of_equal_event_scores_the_better_seconds_win() -> None:
+    """Within the tolerance before a seizure an early alarm costs no event, but seconds."""
+    early = recording({280: 0.4, 300: 0.8, 1480: 0.4, 1500: 0.8}, SEIZURES)
+    found = choose_threshold([early], PLAIN)
+    assert found.score.f1 == 1
+    assert 0.4 <= found.threshold < 0.8
+
+
 def test_what_is_reported_is_what_the_threshold_gives() -> None:
     found = choose_threshold([MIXED, CLEAR], PLAIN)
     options = PostOptions(median=1, threshold=found.threshold)

@@ -131,7 +131,7 @@ def test_a_file_that_shares_patients_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("id,split\nr0,train\nr0,test\n", "puts r0 into train and test"),
+        ("id,split\nr0,train\nr0,test\n", "r0 is in two parts of split.csv, train and test"),
         ("id,split\nx,train\n", "names none of the 2 recordings; it names x, they are r0, r1"),
         ("id,split\nr0,learn\n", "'learn' in the column split is none of"),
         ("name,part\nr0,train\n", "its columns are name, part, not"),

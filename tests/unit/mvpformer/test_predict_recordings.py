@@ -173,3 +173,52 @@ def test_ranked_channels_are_those_of_the_first_recording(tmp_path: Path) -> Non
     for name in ("p_2", "p_1"):
         with recordings.opened(name) as prepared:
             assert prepared.channels == ("z",)
+
+
+def test_another_file_of_the_same_name_is_not_taken_for_it(
+    weights: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, other = tmp_path / "out", tmp_path / "other"
+    assert predict(weights, data / "a.npz", out) == 0
+    before = (out / "a_steps.tsv").read_text()
+    save_recording(other / "a.npz", seed=7)
+    assert predict(weights, other, out) == 2
+    assert "another file of this name; choose another folder" in capsys.readouterr().err
+    assert (out / "a_steps.tsv").read_text() == before
+    assert predict(weights, other, out, "--overwrite", "true") == 0
+    assert (out / "a_steps.tsv").read_text() != before
+
+
+def test_what_recordings_share_is_said_once(
+    weights: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "b"):
+        held = dict(np.load(data / f"{name}.npz"))
+        held["signal"][2] = 0.0
+        np.savez(data / f"{name}.npz", **held)
+    assert predict(weights, data, tmp_path / "out", "--pictures", "false") == 0
+    shown = capsys.readouterr()
+    assert (shown.out + shown.err).count("flat where looked at: A3") == 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("recording,begins\na,1\n", "has the columns recording, begins; needed are onset"),
+        ("onset,offset\n1,2\n", "has no column recording, and there are 2 recordings"),
+        ("id,onset,offset\nc,1,2\n", "names none of the 2 recordings; it has c, they are called a"),
+    ],
+)
+def test_a_table_of_seizures_that_fits_nothing_stops(
+    weights: Path,
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    rows: str,
+    message: str,
+) -> None:
+    table = tmp_path / "table.csv"
+    table.write_text(rows)
+    assert predict(weights, data, tmp_path / "out", "--seizures", table) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -209,3 +209,14 @@ def test_flat_channels_are_named(tmp_path: Path) -> None:
     assert opened(write_edf(tmp_path / "a.edf", signals)).info.notes == (
         "flat where looked at: A2",
     )
+
+
+def test_files_that_are_no_edf_say_so(tmp_path: Path) -> None:
+    for name, held, message in (
+        ("empty", b"", "it is empty"),
+        ("text", b"hello" * 100, "it does not begin as EDF or BDF"),
+    ):
+        path = tmp_path / f"{name}.edf"
+        path.write_bytes(held)
+        with pytest.raises(DataError, match=message):
+            open_recording(find_recordings(path)[0])

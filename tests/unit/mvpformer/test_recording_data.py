@@ -358,3 +358,26 @@ def test_every_process_validates_something(recordings: list[FakeRecording], proc
         seen += own
     assert data.windows is not None
     assert sorted(seen) == data.windows.of(data.parts["validation"]).tolist()
+
+
+def test_what_is_left_out_is_said(
+    recordings: list[FakeRecording], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts = ["train"] * 6 + ["validation"] * 2 + ["test"] * 2
+    rows = [f"p{k},{part}" for k, part in enumerate(parts) if k != 3]
+    (tmp_path / "split.csv").write_text("\n".join(["patient,split", *rows]) + "\n")
+    data_of(split=str(tmp_path / "split.csv")).prepare()
+    said = capsys.readouterr().err
+    assert "1 recordings are left out, first r3: in no part of the split" in said
+    assert "validation part holds no seizure" not in said
+
+
+def test_validation_without_seizures_is_said(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = [fake(f"r{k}", f"p{k}", seizures=[(11.0, 15.0)] if k else []) for k in range(4)]
+    serve(monkeypatch, found)
+    rows = ["p0,validation", "p1,train", "p2,train", "p3,test"]
+    (tmp_path / "split.csv").write_text("\n".join(["patient,split", *rows]) + "\n")
+    data_of(split=str(tmp_path / "split.csv")).prepare()
+    assert "the validation part holds no seizure" in capsys.readouterr().err

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from manyhead_core.cli import console
 from manyhead_core.errors import ConfigError, DataError, UserError
 from manyhead_core.evaluate.files import read_json, replace_json
 from manyhead_core.hub.loading import Loaded, load_weights
+from manyhead_core.hub.network import check_device, weights_digest
 
 OPTIONS, FORMAT = "options.json", 1
 
@@ -210,7 +210,7 @@ def claim(out: Path, net: nn.Module, options: ExplainOptions) -> None:
     # The path of the annotations may hold a name; whether there are some is enough.
     settings = asdict(options) | {"annotations": options.annotations is not None}
     settings = json.loads(json.dumps(settings, default=str))
-    wanted = {"format": FORMAT, "weights_sha256": fingerprint(net), **settings}
+    wanted = {"format": FORMAT, "weights_sha256": weights_digest(net), **settings}
     if out.exists() and not out.is_dir():
         raise UserError(f"out: {out} is a file; choose a folder")
     if not path.is_file():
@@ -224,30 +224,6 @@ def claim(out: Path, net: nn.Module, options: ExplainOptions) -> None:
                 f"out: {out} was made with {name} {_short(found.get(name))}, not "
                 f"{_short(wanted.get(name))}; choose another folder"
             )
-
-
-def fingerprint(net: nn.Module) -> str:
-    """SHA-256 of the weights, whatever file they came from."""
-    digest = hashlib.sha256()
-    state: Mapping[str, torch.Tensor] = net.state_dict()
-    for name, tensor in sorted(state.items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().float().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def check_device(name: str) -> None:
-    """Refuse a device that is not there.
-
-    Raises:
-        ConfigError: There is none.
-    """
-    try:
-        device = torch.device(name)
-    except RuntimeError as err:
-        raise ConfigError(f"device: {name!r} is unknown; use cpu or cuda") from err
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"device: {device} is not there; use cpu")
 
 
 def _coordinates_in(source: Path) -> dict[str, Path]:

@@ -11,7 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from manyhead.mvpformer.events.postprocess import PostOptions, detect, smoothed
-from manyhead.mvpformer.events.szcore import SZCORE, EventScore, ScoreOptions, score_events
+from manyhead.mvpformer.events.szcore import (
+    SZCORE,
+    EventScore,
+    ScoreOptions,
+    score_events,
+    score_samples,
+)
 from manyhead.mvpformer.events.tallies import add
 from manyhead.mvpformer.recording import Interval
 from manyhead_core.errors import ConfigError, DataError
@@ -69,9 +75,10 @@ def choose_threshold(
 ) -> Chosen:
     """Threshold of the best event F1, or the most sensitive one with few enough false alarms.
 
-    The counts of all recordings are added. Among neighbouring candidates that are equally good the
-    middle one is taken, since the edge of a plateau is what the next patient falls off. Without a
-    true seizure the threshold of `options` stays, because nothing can be chosen by.
+    The counts of all recordings are added. The tolerance of events makes many candidates equally
+    good, early ones too; of these the best by F1 of seconds is taken, and of neighbours that are
+    still equal the middle one, since the edge of a plateau is what the next patient falls off.
+    Without a true seizure the threshold of `options` stays: there is nothing to choose it by.
 
     Args:
         recordings: Of validation patients; never of those that are tested.
@@ -97,7 +104,10 @@ def choose_threshold(
     tried = np.array(
         [(t, s.f1, s.sensitivity, s.alarms_per_day) for t, s in zip(levels, scores, strict=True)]
     )
-    best = _best_f1(tried) if alarms_per_day is None else _most_sensitive(tried, alarms_per_day)
+    good = _best_f1(tried) if alarms_per_day is None else _most_sensitive(tried, alarms_per_day)
+    seconds = np.full(len(levels), -1.0)
+    seconds[good] = [_seconds_f1(recordings, options, level) for level in levels[good]]
+    best = _middle(seconds >= seconds.max() - 1e-12)
     wanted = (
         "best event F1"
         if alarms_per_day is None
@@ -147,18 +157,30 @@ def _score(
     )
 
 
-def _best_f1(tried: Array) -> int:
+def _seconds_f1(recordings: Sequence[Scored], options: PostOptions, threshold: float) -> float:
+    used = dataclasses.replace(options, threshold=float(threshold))
+    tallies = [
+        score_samples(r.seizures, detect(r.probability, r.start, r.stop, used), r.duration).tally
+        for r in recordings
+    ]
+    found = EventScore(add(tallies)).f1
+    return 0.0 if np.isnan(found) else found
+
+
+def _best_f1(tried: Array) -> npt.NDArray[np.bool_]:
     f1 = np.nan_to_num(tried[:, 1], nan=-1.0)
-    return _middle(f1 >= f1.max() - 1e-12)
+    best: npt.NDArray[np.bool_] = f1 >= f1.max() - 1e-12
+    return best
 
 
-def _most_sensitive(tried: Array, limit: float) -> int:
+def _most_sensitive(tried: Array, limit: float) -> npt.NDArray[np.bool_]:
     # At the threshold 1 nothing is positive, so one candidate always qualifies.
     allowed = tried[:, 3] <= limit + 1e-9
     sensitivity = np.where(allowed, tried[:, 2], -1.0)
-    best = sensitivity >= sensitivity.max() - 1e-12
+    best: npt.NDArray[np.bool_] = sensitivity >= sensitivity.max() - 1e-12
     fewest = tried[best, 3].min()
-    return _middle(best & (tried[:, 3] <= fewest + 1e-9))
+    best &= tried[:, 3] <= fewest + 1e-9
+    return best
 
 
 def _middle(good: npt.NDArray[np.bool_]) -> int:

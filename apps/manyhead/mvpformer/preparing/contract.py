@@ -153,7 +153,7 @@ def _names(contract: ChannelContract, prepared: Source) -> list[str]:
     if not prepared.info.named:
         return [
             f"{name}: its channels have no names, so their order may be arbitrary, and the order "
-            "matters to the network; average over several orders"
+            "matters to the network; --orders 8 of predict and explain averages over orders"
         ]
     # The direction of the order is not seen by the network.
     if not contract.names or channels in (contract.names, contract.names[::-1]):

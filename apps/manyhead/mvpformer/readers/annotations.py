@@ -157,12 +157,60 @@ def from_table(path: Path, id: str, duration: float) -> Found:
             return Found(None, (f"the folder of seizures has no table {id}.csv or {id}.tsv",))
         path = own
     table = read_table(path, id)
-    column = next((name for name in RECORDINGS if name in table), None)
+    _need_times(table, path, id)
+    column = _recordings(table)
     if column is not None:
         table = table[[Path(name).stem == id or name == id for name in table[column]]]
     if "eventType" in table:
         table = table[table["eventType"].str.lower().str.startswith("sz").to_numpy(bool)]
     return _rows(table, path, id, duration)
+
+
+def check_table(path: Path, ids: Sequence[str]) -> list[str]:
+    """What a table of seizures says about other recordings, one note each.
+
+    Recordings that a table does not name have no seizures, so that a table which fits none of them
+    would make every detection a false alarm.
+
+    Args:
+        path: As `ReadOptions.seizures`.
+        ids: Recordings that were found.
+
+    Raises:
+        DataError: The table is missing or wrong, or it does not say which recording it means.
+    """
+    if path.is_dir():
+        return []
+    table = read_table(path, "seizures")
+    column = _recordings(table)
+    _need_times(table, path, "seizures")
+    if column is None:
+        if len(ids) > 1:
+            raise DataError(
+                f"seizures: {path.name} has no column recording, and there are {len(ids)} "
+                "recordings; add it, with ids as in report.csv"
+            )
+        return []
+    named = list(dict.fromkeys(table[column]))
+    strange = [name for name in named if name not in ids and Path(name).stem not in ids]
+    if named and len(strange) == len(named):
+        raise DataError(
+            f"seizures: {path.name} names none of the {len(ids)} recordings; it has {named[0]}, "
+            f"they are called {ids[0]}"
+        )
+    if not strange:
+        return []
+    return [f"{path.name} names {len(strange)} recordings that are not here, first {strange[0]}"]
+
+
+def _recordings(table: pd.DataFrame) -> str | None:
+    return next((name for name in RECORDINGS if name in table), None)
+
+
+def _need_times(table: pd.DataFrame, path: Path, id: str) -> None:
+    if len(table.columns):
+        _column(table, ONSETS, path, id)
+        _column(table, ("duration", *OFFSETS), path, id)
 
 
 def from_remarks(remarks: Iterable[Remark], id: str, duration: float, pattern: str) -> Found:

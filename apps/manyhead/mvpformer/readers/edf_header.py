@@ -95,6 +95,8 @@ def _parse(file: BinaryIO, size: int) -> EdfHeader:
         return file.read(width).decode("latin-1").split("\x00")[0].strip()
 
     version = file.read(8)
+    if version.strip() != b"0" and version[:1] != b"\xff":
+        raise ValueError("it does not begin as EDF or BDF" if version else "it is empty")
     file.seek(184)
     header, reserved = int(text(8)), text(44)
     declared, seconds, count = int(text(8)), float(text(8).replace(",", ".")), int(text(4))

@@ -73,6 +73,11 @@ def _checked(recording: Recording, source: Source, options: ReadOptions) -> Reco
         known = info.seizures if found.seizures is None else found.seizures
         info = replace(info, seizures=known, notes=(*info.notes, *found.notes))
     seen = probe(recording)
+    if len(seen.flat) == len(info.channels) and options.zeros == "refuse":
+        raise DataError(
+            f"{info.id}: all {len(seen.flat)} channels are flat wherever looked at; leave the "
+            "recording out, or keep it with zeros=keep"
+        )
     if options.units == "auto":
         check_amplitude(info.id, seen.deviation)
     notes = (f"flat where looked at: {_few(seen.flat)}",) if seen.flat else ()

@@ -40,7 +40,9 @@ LOOKED_FOR = (
 )
 
 
-def find_recordings(root: Path, format: str = "auto", *, patient: str = "") -> list[Source]:
+def find_recordings(
+    root: Path, format: str = "auto", *, patient: str = "", option: str = "data.root"
+) -> list[Source]:
     """Recordings of a data set, a folder of files or a single file, in order of their ids.
 
     The patient of a single file is the folder it lies in below `root`, or the part of its name
@@ -51,6 +53,7 @@ def find_recordings(root: Path, format: str = "auto", *, patient: str = "") -> l
         format: Layout, or `auto` to find it.
         patient: Regular expression that finds the patient in the path of a file below `root`; its
             first group counts, or all of it.
+        option: What the user calls `root`, for messages.
 
     Raises:
         DataError: Nothing was found.
@@ -61,7 +64,7 @@ def find_recordings(root: Path, format: str = "auto", *, patient: str = "") -> l
     if format not in FORMATS:
         raise ConfigError(f"format: {format!r} is none of {', '.join(FORMATS)}")
     if not root.exists():
-        raise DataError(f"data.root: {root} does not exist; pass a folder or file that does")
+        raise DataError(f"{option}: {root} does not exist; pass a folder or file that does")
     chosen = detect(root) if format == "auto" else format
     if chosen in LAYOUTS:
         found = LAYOUTS[chosen](root)
@@ -69,7 +72,7 @@ def find_recordings(root: Path, format: str = "auto", *, patient: str = "") -> l
         found = _files(root, [chosen] if format != "auto" else list(SUFFIXES.values()))
     if not found:
         looked = LOOKED_FOR if format == "auto" else f"recordings of the format {format}"
-        raise DataError(f"data.root: {root} holds no recordings; looked for {looked}")
+        raise DataError(f"{option}: {root} holds no recordings; looked for {looked}")
     named = _with_patients(found, root, patient) if patient else found
     return sorted(_unique(named, root), key=lambda source: source.id)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from manyhead.mvpformer.losses import contrastive_loss
 from manyhead.mvpformer.wavelet import WaveletEncoder, wavelet_coefficients
 from manyhead_core.attention.maps import MapRequest
 from manyhead_core.attention.mixers.mvpa import ParallelAttention
+from manyhead_core.attention.multivariate.choice import HAS_TRITON
 
 CASES = (
     "mvpa_layer", "wave_encoder", "generative", "classification", "import", "windows",
@@ -28,6 +30,9 @@ LAYER = {
     "c_proj.weight": "o_proj.weight",
 }
 FORMS = ("eager", "chunked", "flex")
+# Triton's own setting: its kernels run as Python, without a GPU.
+if HAS_TRITON and os.environ.get("TRITON_INTERPRET") == "1":
+    FORMS += ("triton",)
 
 
 def replay(reference: Reference) -> None:

@@ -234,14 +234,24 @@ class _Kept:
         """Tokens of segments, `(*starts.shape, channels, ...)`."""
         self._add(np.setdiff1d(starts, self.starts))
         assert self.tokens is not None  # noqa: S101 - just added
-        row = torch.from_numpy(np.searchsorted(self.starts, starts).ravel()).to(self.device)
-        found = self.tokens[row]
+        row = np.searchsorted(self.starts, starts).ravel()
+        if (np.diff(row) == 1).all():
+            # Copying the tokens of a window takes as long as encoding a new segment.
+            found = self.tokens[row[0] : row[-1] + 1]
+        else:
+            found = self.tokens[torch.from_numpy(row).to(self.device)]
         return found.view(*starts.shape, *found.shape[1:])
 
     def keep(self, starts: Starts) -> None:
         """Forget all tokens but those of `starts`."""
         kept = np.isin(self.starts, starts)
-        if self.tokens is not None and not kept.all():
+        if self.tokens is None or kept.all():
+            return
+        first = len(kept) - int(kept.sum())
+        if kept[first:].all():
+            # The memory goes when the next segments are put behind what is left.
+            self.tokens, self.starts = self.tokens[first:], self.starts[first:]
+        else:
             self.tokens = self.tokens[torch.from_numpy(kept).to(self.device)]
             self.starts = self.starts[kept]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -77,6 +78,20 @@ class Commands:
         self.lines.append(shlex.join(["manyhead", *argv]))
         if run(argv, self.apps, self.top, "", script=sys.argv[0]):
             raise UserError(f"demo: the step failed: {self.lines[-1]}")
+
+    def afresh(self, *words: object) -> None:
+        """Run `manyhead APP WORDS` as another program would: in a process that knows files only.
+
+        Raises:
+            UserError: The command failed.
+        """
+        argv = [self.app, *map(str, words)]
+        self.lines.append(shlex.join(["manyhead", *argv]))
+        program = [sys.executable, "-m", "manyhead", *argv]
+        done = subprocess.run(program, capture_output=True, text=True, check=False)  # noqa: S603
+        if done.returncode:
+            reason = done.stderr.strip()[-500:]
+            raise UserError(f"demo: {words[0]} failed in a fresh process: {reason}")
 
 
 def demo(

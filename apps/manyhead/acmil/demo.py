@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,7 +75,9 @@ def demo(out: Path, seed: int) -> Story:
         "--slides", data / "slides", "--annotations", data / "lesions",
     )  # fmt: skip
     scores = out / "scores.csv"
-    _predict_afresh(command, best.runs[fold], data / "features", scores)
+    command.afresh(
+        "predict", "--weights", best.runs[fold], "--input", data / "features", "--out", scores
+    )
     story = Story(registry.get("acmil").title, INTRO)
     _tell_results(story, tested)
     _tell_places(story, tested, data)
@@ -237,18 +236,6 @@ def _slide_figure(folder: Path, data: Path, slide: str) -> tuple[str, Figure]:
         "Attention is not a diagnosis"
     )
     return caption, figure
-
-
-def _predict_afresh(command: Commands, weights: Path, features: Path, scores: Path) -> None:
-    """Load and predict as another program would: in a process that knows the folder only."""
-    words = ["acmil", "predict", "--weights", weights, "--input", features, "--out", scores]
-    argv = [str(word) for word in words]
-    command.lines.append(shlex.join(["manyhead", *argv]))
-    done = subprocess.run(  # noqa: S603 - our own interpreter and command
-        [sys.executable, "-m", "manyhead", *argv], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise UserError(f"demo: predict failed in a fresh process: {done.stderr.strip()[-500:]}")
 
 
 def _reload_check(test: pd.DataFrame, scores: pd.DataFrame) -> Check:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +21,6 @@ from manyhead.autoint.interactions import field_maps, pair_interaction, permutat
 from manyhead.autoint.model import AutoInt
 from manyhead.autoint.predict import Scorer
 from manyhead_core.demo import Check, Commands, Story
-from manyhead_core.errors import UserError
 from manyhead_core.evaluate import figures
 from manyhead_core.evaluate.compare import compare_results
 from manyhead_core.evaluate.predictions import Results, read_results
@@ -58,7 +54,7 @@ def demo(out: Path, seed: int) -> Story:
     best, baseline = (runs / "autoint" / c / "0" for c in ("simulated", "simulated-lr"))
     weights, scores = out / "weights", out / "scores.csv"
     command("export", best, weights)
-    _predict_afresh(command, weights, table, scores)
+    command.afresh("predict", "--weights", weights, "--input", table, "--out", scores)
     results = [read_results(baseline), read_results(best)]
     story = Story(
         registry.get("autoint").title, INTRO.format(first=truth["pair"][0], second=truth["pair"][1])
@@ -68,18 +64,6 @@ def demo(out: Path, seed: int) -> Story:
     story.checks.append(_reload_check(results[1].frame, pd.read_csv(scores)))
     story.commands = command.lines
     return story
-
-
-def _predict_afresh(command: Commands, weights: Path, table: Path, scores: Path) -> None:
-    """Load and predict as another program would: in a process that knows the folder only."""
-    words = ["autoint", "predict", "--weights", weights, "--input", table, "--out", scores]
-    argv = [str(word) for word in words]
-    command.lines.append(shlex.join(["manyhead", *argv]))
-    done = subprocess.run(  # noqa: S603 - our own interpreter and command
-        [sys.executable, "-m", "manyhead", *argv], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise UserError(f"demo: predict failed in a fresh process: {done.stderr.strip()[-500:]}")
 
 
 def _tell_results(story: Story, results: list[Results], truth: dict[str, Any]) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +17,6 @@ from manyhead.mvpformer.events.tsv import read_events
 from manyhead.mvpformer.pictures import picture
 from manyhead.mvpformer.readers import ReadOptions
 from manyhead_core.demo import Check, Commands, Story
-from manyhead_core.errors import UserError
 from manyhead_core.evaluate import figures
 from manyhead_core.evaluate.compare import Difference, compare_results
 from manyhead_core.evaluate.evaluation import Evaluation
@@ -84,7 +80,9 @@ def demo(out: Path, seed: int) -> Story:
     command("report", best.runs[0])
     shown = _first(best.runs[0])
     subject = data / shown.partition("_")[0]
-    _predict_afresh(command, best.runs[0], subject, out / "predicted")
+    command.afresh(
+        "predict", "--weights", best.runs[0], "--input", subject, "--out", out / "predicted"
+    )
     story = Story(registry.get("mvpformer").title, INTRO)
     _tell_results(story, tested)
     story.checks.append(_reload_check(best.runs[0], out / "predicted", shown))
@@ -114,17 +112,6 @@ def _cross_validate(command: Commands, network: str, data: Path, runs: Path, see
 def _first(folder: Path) -> str:
     """The first test recording of a run, whatever came out of it."""
     return str(read_results(folder).frame["recording"].min())
-
-
-def _predict_afresh(command: Commands, weights: Path, subject: Path, out: Path) -> None:
-    """Detect as another program would: in a process that knows the folder only."""
-    options = {"--weights": weights, "--input": subject, "--out": out}
-    argv = ["mvpformer", "predict", *(str(word) for pair in options.items() for word in pair)]
-    command.lines.append(shlex.join(["manyhead", *argv]))
-    program = [sys.executable, "-m", "manyhead", *argv]
-    done = subprocess.run(program, capture_output=True, text=True, check=False)  # noqa: S603
-    if done.returncode:
-        raise UserError(f"demo: a fresh process failed to predict: {done.stderr.strip()[-500:]}")
 
 
 def _tell_results(story: Story, tested: dict[str, Tested]) -> None:
